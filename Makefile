@@ -53,7 +53,8 @@ unit: deps ## Tests that need no server and no host
 	@pytest tests/unit
 
 integration: deps ## Tests of the Python package against real servers on loopback
-	@pytest tests/integration
+	@tools/test-servers
+	pytest tests/integration
 
 engine: ## A Docker engine: started here where none answers
 	@tools/docker-engine
