@@ -1,0 +1,158 @@
+"""What Celery would hand to redis-py: asked of Celery's own backend, which connects to nothing when built."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any, Final
+
+from celery import Celery
+from celery.backends.redis import RedisBackend, SentinelBackend
+from celery.exceptions import ImproperlyConfigured
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.connection import Connection, ConnectionPool, SSLConnection
+from redis.retry import Retry
+
+from celery_results.doctor.certificates import TIMEOUT_SECONDS, Authority
+from celery_results.doctor.subject import split_backend
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+DEFAULT_PORT: Final = 6379
+_CREDENTIALS: Final = ("username", "password", "credential_provider")
+# What Celery says of settings that it refuses; its other messages may quote a piece of the password.
+_QUOTABLE: Final = ("SSL connection parameters", "A rediss:// URL must have", "Credential provider is not")
+
+
+class RefusedError(Exception):
+    """Celery does not start with these settings; the message is fit to be printed."""
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """One connection, and the keys that Celery uses over it."""
+
+    values: Mapping[str, Any] = field(repr=False)
+    task_prefix: bytes
+    group_prefix: bytes
+    expires: int
+    chord_expires: int
+
+    @property
+    def is_tls(self) -> bool:
+        """Whether the connection is encrypted."""
+        return issubclass(self.values.get("connection_class", Connection), SSLConnection)
+
+    @property
+    def socket_path(self) -> str:
+        """Name the unix socket, if there is one."""
+        return str(self.values.get("path", ""))
+
+    @property
+    def host(self) -> str:
+        """Name the host."""
+        return str(self.values.get("host") or "localhost")
+
+    @property
+    def port(self) -> int:
+        """Name the port."""
+        return int(self.values.get("port") or DEFAULT_PORT)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the connection stays on this machine."""
+        return bool(self.socket_path) or is_loopback(self.host)
+
+    @property
+    def has_password(self) -> bool:
+        """Whether a login is configured."""
+        return bool(self.values.get("password") or self.values.get("credential_provider"))
+
+    @property
+    def authority(self) -> Authority:
+        """Name the TLS files."""
+        named = [self.values.get(key) for key in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")]
+        return Authority(*(str(path) if path else None for path in named))
+
+    def client(self) -> Redis:
+        """Connect like Celery, but give up at once; and send no CLIENT command, which logins may lack."""
+        return Redis(connection_pool=self._pool(self.values))
+
+    def ask_anonymously(self, *command: str | bytes) -> object:
+        """Send one command without any login.
+
+        Not through the pool: before it hands out a TLS 1.3 connection on which nothing was said yet, it takes
+        the server's session ticket for an answer, and raises.
+        """
+        values = {key: value for key, value in self.values.items() if key not in _CREDENTIALS}
+        connection = self._pool(values).make_connection()
+        try:
+            connection.connect()  # type: ignore[no-untyped-call]
+            connection.send_command(*command)  # type: ignore[no-untyped-call]
+            return connection.read_response()
+        finally:
+            connection.disconnect()  # type: ignore[no-untyped-call]
+
+    def _pool(self, own: Mapping[str, Any]) -> ConnectionPool:
+        values = dict(own)
+        for key in ("client_name", "driver_info", "lib_name", "lib_version", "retry_on_timeout"):
+            values.pop(key, None)
+        values |= {
+            "driver_info": None,
+            "protocol": 2,
+            "retry": Retry(NoBackoff(), 0),
+            "socket_timeout": TIMEOUT_SECONDS,
+            "max_connections": 2,
+        }
+        if not self.socket_path:
+            values["socket_connect_timeout"] = TIMEOUT_SECONDS
+        return ConnectionPool(**values)
+
+
+def read_parameters(settings: Mapping[str, Any], backend: str) -> Parameters:
+    """Ask Celery; raises RefusedError where it would not start."""
+    alias, url = split_backend(backend)
+    kind = SentinelBackend if alias == "sentinel" else RedisBackend
+    app = Celery("doctor", set_as_current=False)
+    app.conf.update(settings)
+    try:
+        with _quiet():
+            built = kind(app=app, url=url or None)
+    except (ValueError, TypeError, AttributeError, ImproperlyConfigured, ImportError) as failure:
+        text = " ".join(str(failure).split())
+        reason = text if text.startswith(_QUOTABLE) else f"{type(failure).__name__}"
+        raise RefusedError(reason) from None
+    return Parameters(
+        dict(built.connparams),
+        built.task_keyprefix,
+        built.group_keyprefix,
+        int(built.expires or 0),
+        int(built.chord_expires or 0),
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Celery's own warnings about TLS would come in between: they are findings here."""
+    logger = logging.getLogger("celery.backends.redis")
+    was = logger.disabled
+    logger.disabled = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = was
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether a host name means this machine without asking a resolver."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")

@@ -1,0 +1,101 @@
+"""The checks by name, in the order of the table; the names are what --only takes and --json gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import TYPE_CHECKING
+
+from celery_results.smoke import canvas, checks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from celery_results.smoke.checks import Steps
+    from celery_results.smoke.session import Session
+
+
+class Kind(Enum):
+    """What a check needs."""
+
+    WITNESS = auto()  # a result that another host has stored
+    TASKS = auto()  # a worker
+    REFUSAL = auto()  # nothing but the server
+    REFUSAL_OF_A_RESULT = auto()  # a stored result, where this host can store one
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One check; the remedy is for a failure whose message says nothing more."""
+
+    name: str
+    title: str
+    kind: Kind
+    remedy: str
+    steps: Callable[[Session], Steps] | None = None
+
+
+def _tasks(steps: Callable[[Session], Steps], remedy: str) -> Entry:
+    return Entry(steps.__name__, _title(steps), Kind.TASKS, remedy, steps)
+
+
+def _title(function: Callable[..., object]) -> str:
+    return (function.__doc__ or "").splitlines()[0].rstrip(".")
+
+
+_SAME_STORE = (
+    "see that celery.env and client.env name the same store (CELERYCONFIG_RESULT_*), then the worker's log"
+)
+_BROKER = "see the broker (CELERYCONFIG_BROKER_*): the worker's login must be able to send tasks too"
+_GROUPS = "see the server's permissions for groups: the client's login saves, reads and deletes them"
+_SERIALIZER = (
+    "see CELERYCONFIG_RESULT_SERIALIZER, and result_serializer, result_accept_content in celeryconfig.py"
+)
+_TLS_SETTINGS = (
+    "see the TLS settings that celeryconfig_<backend>.py makes: a certificate and its name must be required"
+)
+_ACL = "take the permission from this login: run site.yml for the server again"
+
+CATALOG = (
+    Entry("witness", "Read the result that another host has stored", Kind.WITNESS, _SAME_STORE),
+    _tasks(checks.value, _SAME_STORE),
+    _tasks(checks.exception, _SERIALIZER),
+    _tasks(checks.retry, _BROKER),
+    _tasks(checks.progress_state, _SAME_STORE),
+    _tasks(canvas.group, _SAME_STORE),
+    _tasks(canvas.group_save_restore, _GROUPS),
+    _tasks(canvas.chord, _GROUPS),
+    _tasks(canvas.chain, _BROKER),
+    _tasks(checks.forget, "see the server's permissions: the client's login may delete results"),
+    _tasks(checks.expiry, "see result_expires (CELERYCONFIG_RESULT_EXPIRES_SECONDS) and the server's clock"),
+    _tasks(checks.large_result, "see the server's limits for the size of a value and its memory"),
+    _tasks(checks.json_types, _SERIALIZER),
+    Entry(
+        "plain_text",
+        "Speak to the server without TLS",
+        Kind.REFUSAL,
+        "close the server's plain port (redis_config must not open one): run site.yml for the server again",
+    ),
+    Entry(
+        "wrong_password",
+        "Log in with a wrong password",
+        Kind.REFUSAL,
+        "give the login a password on the server",
+    ),
+    Entry(
+        "no_password",
+        "Come without a login, or as the default user",
+        Kind.REFUSAL,
+        "turn the server's default user off: run site.yml for the server again",
+    ),
+    Entry("untrusted_ca", "Trust another authority than the server's", Kind.REFUSAL, _TLS_SETTINGS),
+    Entry(
+        "wrong_name",
+        "Reach the server by a name that its certificate does not bear",
+        Kind.REFUSAL,
+        _TLS_SETTINGS,
+    ),
+    Entry("foreign_key", "Use this login outside of Celery's keys", Kind.REFUSAL, _ACL),
+    Entry("client_write", "Have the client's login write a result", Kind.REFUSAL_OF_A_RESULT, _ACL),
+)
+NAMES = tuple(entry.name for entry in CATALOG)
