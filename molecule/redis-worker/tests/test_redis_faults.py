@@ -1,0 +1,106 @@
+"""What happens to results when the server dies, restarts, fills its disk or its memory."""
+
+import json
+import time
+
+from scenario_support import CeleryHost, until
+from testinfra.host import Host
+
+PROJECT = "/srv/proj"
+STORE_AND_NOTE = """
+import time
+deadline = time.monotonic() + 20
+number = 0
+with open("/var/lib/celery/acknowledged", "w", buffering=1) as acknowledged:
+    while time.monotonic() < deadline:
+        app.backend.store_result(f"{prefix}-{number}", number, "SUCCESS")
+        acknowledged.write(f"{number}\\n")
+        number += 1
+"""
+COUNT_LOST = """
+noted = [int(line) for line in open("/var/lib/celery/acknowledged").read().split()]
+lost = [n for n in noted if app.AsyncResult(f"{prefix}-{n}").state != "SUCCESS"
+        or app.AsyncResult(f"{prefix}-{n}").result != n]
+print(len(noted), len(lost))
+"""
+
+
+def restarts(server: Host) -> str:
+    return str(server.check_output("systemctl show -p NRestarts --value redis-server"))
+
+
+def test_no_acknowledged_result_is_lost_at_kill_9(worker: CeleryHost, reachable_server: Host) -> None:
+    command = worker.command("prefix = 'kill'\n" + STORE_AND_NOTE)
+    worker.host.check_output(f"nohup {command} >/tmp/store.log 2>&1 &")
+    until(
+        lambda: worker.host.run("test $(wc -l </var/lib/celery/acknowledged) -gt 500").rc == 0,
+        30,
+        "stores run",
+    )
+    before = restarts(reachable_server)
+
+    for _ in range(3):
+        reachable_server.check_output("systemctl kill -s KILL redis-server")
+        time.sleep(2)
+
+    assert int(restarts(reachable_server)) >= int(before) + 3
+    until(lambda: worker.host.run("pgrep -u celery -f 'venv/bin/python -$'").rc != 0, 60, "the writer ends")
+    assert worker.host.run("cat /tmp/store.log").stdout == ""
+    noted, lost = worker.python("prefix = 'kill'\n" + COUNT_LOST).split()
+    assert int(noted) > 500
+    assert int(lost) == 0
+
+
+def test_get_rides_through_a_restart_of_the_server(worker: CeleryHost, reachable_server: Host) -> None:
+    """The worker may lose its broker connection too; the client waits, and the result comes."""
+    waiting = worker.command(
+        "from proj.celery import slow; print(slow.delay(6, 'rode-through').get(timeout=90))",
+        more_path=PROJECT,
+    )
+    worker.host.check_output(f"nohup {waiting} >/tmp/ride.log 2>&1 &")
+    time.sleep(3)
+    reachable_server.check_output("systemctl restart redis-server")
+    until(lambda: "rode-through" in worker.host.run("cat /tmp/ride.log").stdout, 90, "get() returns")
+
+
+def test_memory_exhausted_is_an_explicit_failure_and_nothing_stays_pending(
+    worker: CeleryHost, reachable_server: Host
+) -> None:
+    """64 MB of room, 40 results of 4 MB: each ends in SUCCESS or FAILURE, none is evicted in silence."""
+    code = """
+from proj.celery import blob
+results = [blob.apply_async((4_000_000,), task_id=f"full-{i}") for i in range(40)]
+import time, json
+deadline = time.monotonic() + 90
+while time.monotonic() < deadline and not all(r.ready() for r in results):
+    time.sleep(0.5)
+print(json.dumps([r.state for r in results]))
+"""
+    states = json.loads(worker.python(code, more_path=PROJECT))
+    evicted = reachable_server.check_output("redis-admin info stats | grep ^evicted_keys").strip()
+    worker.python("[app.AsyncResult(f'full-{i}').forget() for i in range(40)]")
+    assert states.count("SUCCESS") >= 5
+    assert states.count("SUCCESS") + states.count("FAILURE") == 40, states
+    assert evicted == "evicted_keys:0"
+
+
+def test_a_full_disk_is_loud_and_passes(worker: CeleryHost, reachable_server: Host) -> None:
+    attempt = worker.command(
+        "app.conf.result_backend_max_retries = 2\napp.backend.max_retries = 2\n"
+        "app.backend.store_result('disk-probe', 'x' * 100000, 'SUCCESS'); print('stored')"
+    )
+    assert "stored" in worker.host.run(attempt).stdout
+    reachable_server.check_output("dd if=/dev/zero of=/var/lib/redis/filler bs=1M 2>/dev/null || true")
+    try:
+        refused = until(
+            lambda: (run := worker.host.run(attempt)).rc != 0 and run,
+            60,
+            "a store is refused",
+        )
+        assert "MISCONF" in refused.stderr + refused.stdout
+        code, report = worker.cli("doctor")
+        assert code == 1, report
+    finally:
+        reachable_server.check_output("rm -f /var/lib/redis/filler")
+    until(lambda: "stored" in worker.host.run(attempt).stdout, 60, "stores are accepted again")
+    until(lambda: worker.cli("doctor")[0] == 0, 30, "doctor is content again")

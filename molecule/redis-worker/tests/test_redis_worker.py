@@ -1,0 +1,85 @@
+"""A user's application under our worker unit."""
+
+import time
+
+from scenario_support import CeleryHost, Site, until
+from testinfra.host import Host
+
+PROJECT = "/srv/proj"
+
+
+def test_a_task_runs_in_the_deployed_worker(worker: CeleryHost) -> None:
+    code = "from proj.celery import add; print(add.delay(2, 3).get(timeout=20))"
+    assert worker.python(code, more_path=PROJECT) == "5"
+    assert worker.python(code, env_file="client.env", more_path=PROJECT) == "5"
+
+
+def test_units_are_hardened_and_hold_no_secret(worker: CeleryHost, site: Site) -> None:
+    shown = worker.host.check_output(
+        "systemctl show celery-worker -p User -p NoNewPrivileges -p ProtectSystem -p Environment -p CapabilityBoundingSet"
+    )
+    assert "User=celery" in shown
+    assert "NoNewPrivileges=yes" in shown
+    assert "ProtectSystem=strict" in shown
+    assert "CapabilityBoundingSet=\n" in shown + "\n"
+    for secret in site.secrets().values():
+        assert secret not in shown
+
+
+def test_beat_runs_once(worker: CeleryHost) -> None:
+    assert worker.host.service("celery-beat").is_running
+    assert worker.host.service("celery-beat").is_enabled
+
+
+def test_no_task_is_lost_when_the_worker_restarts(worker: CeleryHost) -> None:
+    """Twenty tasks queued and two running when the restart comes: all results arrive, each ran once."""
+    send = (
+        "from proj.celery import slow; "
+        "print(' '.join(slow.apply_async((1, f't{i}'), task_id=f'restart-{i}').id for i in range(20)))"
+    )
+    worker.python(send, more_path=PROJECT)
+    time.sleep(1.5)
+    pid = worker.host.check_output("systemctl show -p MainPID --value celery-worker")
+
+    worker.host.check_output("systemctl restart celery-worker")
+
+    assert worker.host.check_output("systemctl show -p MainPID --value celery-worker") != pid
+    collect = (
+        "from celery.result import AsyncResult; "
+        "print(' '.join(app.AsyncResult(f'restart-{i}').get(timeout=60) for i in range(20)))"
+    )
+    assert worker.python(collect).split() == [f"t{i}" for i in range(20)]
+
+
+def test_a_changed_setting_restarts_the_worker_gracefully(site: Site, worker: CeleryHost) -> None:
+    worker.python(
+        "from proj.celery import slow; [slow.apply_async((2, f'c{i}'), task_id=f'change-{i}') for i in range(6)]",
+        more_path=PROJECT,
+    )
+    pid = worker.host.check_output("systemctl show -p MainPID --value celery-worker")
+    run = site.run(broker="redis", celery_result_expires_seconds=43200)
+    assert run.returncode == 0, run.stdout[-3000:]
+    assert worker.host.check_output("systemctl show -p MainPID --value celery-worker") != pid
+    collect = "print(' '.join(app.AsyncResult(f'change-{i}').get(timeout=60) for i in range(6)))"
+    assert worker.python(collect).split() == [f"c{i}" for i in range(6)]
+    assert worker.python("print(app.conf.result_expires)") in ("43200", "12:00:00")
+    back = site.run(broker="redis")
+    assert back.returncode == 0, back.stdout[-3000:]
+
+
+def test_the_unit_survives_a_killed_worker(worker: CeleryHost) -> None:
+    worker.host.check_output("systemctl kill -s KILL celery-worker")
+    until(lambda: worker.host.service("celery-worker").is_running, 60, "the worker is back")
+    code = "from proj.celery import add; print(add.delay(2, 3).get(timeout=40))"
+    assert worker.python(code, more_path=PROJECT) == "5"
+
+
+def test_inspect_answers_over_our_broker(worker: CeleryHost) -> None:
+    command = worker.command("print(app.control.ping(timeout=5))", more_path=PROJECT)
+    until(lambda: "pong" in worker.host.run(command).stdout, 30, "the worker answers a ping")
+
+
+def test_broker_login_was_denied_nothing(server: Host) -> None:
+    """Last of this file: whatever the tests above did, least privilege never got in the way."""
+    log = server.check_output("redis-admin acl log")
+    assert "celery-broker" not in log

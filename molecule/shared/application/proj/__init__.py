@@ -1,0 +1,1 @@
+"""An application as a user of the bundle writes it."""

@@ -1,0 +1,113 @@
+"""What the scenarios' tests share: their hosts by role, Python run as the Celery user, runs of site.yml."""
+
+import base64
+import json
+import os
+import shlex
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from testinfra.host import Host
+
+PROJECT = Path(__file__).parents[2]
+APPLICATION_PRELUDE = """
+from celery import Celery, chain, chord, group
+app = Celery("test")
+app.config_from_object("celeryconfig")
+"""
+
+
+def until(condition: Callable[[], Any], seconds: float = 30, what: str = "the condition") -> Any:
+    """Poll until `condition` is true; return its value, or fail after so many `seconds`."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.2)
+    pytest.fail(f"{what}: not within {seconds} s")
+
+
+class CeleryHost:
+    """A host that has the deployed celeryconfig."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+
+    def command(self, code: str, env_file: str = "celery.env", more_path: str = "") -> str:
+        """Return the shell command that runs `code` as the Celery user under the deployed settings."""
+        encoded = base64.b64encode((APPLICATION_PRELUDE + code).encode()).decode()
+        inner = (
+            f"set -a; . /etc/celery/{env_file}; set +a; cd /var/lib/celery; "
+            f"export PYTHONPATH=/etc/celery:{more_path}; "
+            f"echo {encoded} | base64 -d | exec /opt/celery/venv/bin/python -"
+        )
+        return f"runuser -u celery -- sh -c {shlex.quote(inner)}"
+
+    def python(self, code: str, env_file: str = "celery.env", more_path: str = "") -> str:
+        """Run `code`, in which `app` is a Celery application with the deployed settings; return its output."""
+        result = self.host.run(self.command(code, env_file, more_path))
+        assert result.rc == 0, f"{result.stdout}\n{result.stderr}"
+        return str(result.stdout).strip()
+
+    def cli(self, arguments: str) -> Any:
+        """Run a verb of celery-results with --json; return (exit code, document)."""
+        result = self.host.run(f"runuser -u celery -- /opt/celery/venv/bin/celery-results {arguments} --json")
+        return result.rc, json.loads(result.stdout)
+
+
+class Site:
+    """Runs of the project's playbooks against the scenario's hosts, as a user starts them."""
+
+    def __init__(self) -> None:
+        self.ephemeral = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"])
+        self.environment = os.environ | {
+            "ANSIBLE_CONFIG": str(self.ephemeral / "ansible.cfg"),
+            "NO_COLOR": "1",
+        }
+
+    @property
+    def state_directory(self) -> Path:
+        return Path(os.environ["MOLECULE_INVENTORY_FILE"]).parent / ".state"
+
+    def arguments(self, *more: str, playbook: str = "site.yml", **variables: Any) -> list[str]:
+        backend = os.environ.get("MOLECULE_BACKEND", "redis")
+        return [
+            "ansible-playbook",
+            f"--inventory={PROJECT}/inventory/groups.yml",
+            f"--inventory={os.environ['MOLECULE_INVENTORY_FILE']}",
+            f"--extra-vars={json.dumps({'backend': backend} | variables)}",
+            *more,
+            str(PROJECT / playbook),
+        ]
+
+    def run(self, *more: str, **variables: Any) -> subprocess.CompletedProcess[str]:
+        """Run to the end; what Ansible says of errors is in `stdout` too."""
+        return subprocess.run(
+            self.arguments(*more, **variables),
+            env=self.environment,
+            cwd=PROJECT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+
+    def start(self, *more: str, **variables: Any) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self.arguments(*more, **variables),
+            env=self.environment,
+            cwd=PROJECT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def secrets(self) -> dict[str, str]:
+        return {path.name: path.read_text().strip() for path in (self.state_directory / "secrets").iterdir()}
