@@ -41,7 +41,8 @@ def _key_prefix(server: _Namespace) -> dict[str, _Any]:
 def result_settings(server: _Namespace) -> dict[str, _Any]:
     """Return the settings that store and read results."""
     return {
-        "result_backend": _url(server),
+        # Celery's class, which also records a failure on a server that is full (docs/redis.md).
+        "result_backend": f"celery_results.backends.redis:RedisBackend+{_url(server)}",
         "redis_backend_use_ssl": _tls(server) if server.tls_enabled else None,
         "redis_socket_connect_timeout": _CONNECT_TIMEOUT_SECONDS,
         "redis_socket_timeout": _ANSWER_TIMEOUT_SECONDS,

@@ -55,7 +55,7 @@ def test_secrets_stay_where_they_belong(hosts: AnsibleRunner, site: Site) -> Non
     assert secrets
     for name in hosts.get_hosts("all"):
         host = hosts.get_host(name)
-        processes = host.check_output("ps -eo args ewww")
+        processes = host.check_output("ps -eo args ww")
         units = host.run(
             "cat /etc/systemd/system/*.service /etc/systemd/system/*/*.conf /etc/init.d/*"
         ).stdout

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from celery_results.doctor.findings import Finding
     from celery_results.doctor.subject import Subject
 
-ALIASES: Final = frozenset({"redis", "rediss", "sentinel"})
+ALIASES: Final = frozenset({"redis", "rediss", "sentinel", "celery_results.backends.redis:RedisBackend"})
 
 
 def check_settings(subject: Subject) -> Iterator[Finding]:
