@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from testinfra.host import Host
+from testinfra.utils.ansible_runner import AnsibleRunner
 
 PROJECT = Path(__file__).parents[2]
 APPLICATION_PRELUDE = """
@@ -72,7 +73,18 @@ class Site:
 
     @property
     def state_directory(self) -> Path:
+        """Return where the controller keeps secrets and authority, where the controller is this machine."""
         return Path(os.environ["MOLECULE_INVENTORY_FILE"]).parent / ".state"
+
+    def state(self, command: str) -> str:
+        """Run a shell `command` in the state directory, on the controller, which may be a host."""
+        if self.state_directory.exists():
+            where: list[str] = ["sh", "-c", f"cd {self.state_directory} && {command}"]
+        else:
+            first = AnsibleRunner(os.environ["MOLECULE_INVENTORY_FILE"]).get_hosts("celery")[0]
+            checkout = "/srv/celery-result-backends/inventory/.state"
+            where = ["docker", "exec", first, "sh", "-c", f"cd {checkout} && {command}"]
+        return subprocess.run(where, capture_output=True, text=True, check=True).stdout
 
     def arguments(self, *more: str, playbook: str = "site.yml", **variables: Any) -> list[str]:
         backend = os.environ.get("MOLECULE_BACKEND", "redis")
@@ -110,4 +122,6 @@ class Site:
         )
 
     def secrets(self) -> dict[str, str]:
-        return {path.name: path.read_text().strip() for path in (self.state_directory / "secrets").iterdir()}
+        """Return every generated secret by its name."""
+        lines = self.state("grep -H . secrets/*").splitlines()
+        return {Path(name).name: value for name, value in (line.split(":", 1) for line in lines)}

@@ -63,8 +63,6 @@ def test_a_changed_setting_restarts_the_worker_gracefully(site: Site, worker: Ce
     collect = "print(' '.join(app.AsyncResult(f'change-{i}').get(timeout=60) for i in range(6)))"
     assert worker.python(collect).split() == [f"c{i}" for i in range(6)]
     assert worker.python("print(app.conf.result_expires)") in ("43200", "12:00:00")
-    back = site.run(broker="redis")
-    assert back.returncode == 0, back.stdout[-3000:]
 
 
 def test_the_unit_survives_a_killed_worker(worker: CeleryHost) -> None:
