@@ -97,20 +97,8 @@ class Site:
             str(PROJECT / playbook),
         ]
 
-    def run(self, *more: str, **variables: Any) -> subprocess.CompletedProcess[str]:
-        """Run to the end; what Ansible says of errors is in `stdout` too."""
-        return subprocess.run(
-            self.arguments(*more, **variables),
-            env=self.environment,
-            cwd=PROJECT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=600,
-            check=False,
-        )
-
     def start(self, *more: str, **variables: Any) -> subprocess.Popen[str]:
+        """Start a run; what Ansible says of errors is in its `stdout` too."""
         return subprocess.Popen(
             self.arguments(*more, **variables),
             env=self.environment,
@@ -120,6 +108,12 @@ class Site:
             text=True,
             start_new_session=True,
         )
+
+    def run(self, *more: str, **variables: Any) -> subprocess.CompletedProcess[str]:
+        """Run to the end."""
+        with self.start(*more, **variables) as process:
+            output, _ = process.communicate(timeout=600)
+        return subprocess.CompletedProcess(process.args, process.returncode, output)
 
     def secrets(self) -> dict[str, str]:
         """Return every generated secret by its name."""
