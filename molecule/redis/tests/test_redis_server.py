@@ -100,6 +100,15 @@ def test_live_settings(server: Host, setting: str, value: str) -> None:
     assert json.loads(found) == {setting: value}
 
 
+def test_normal_work_is_denied_nothing(worker: CeleryHost, server: Host) -> None:
+    """Least privilege is enough: everything that must work does, and the server refused no command of it."""
+    work = "value exception retry progress_state group group_save_restore chord chain forget expiry large_result json_types"
+    server.check_output("redis-admin acl log reset")
+    code, report = worker.cli("smoke " + " ".join(f"--only {name}" for name in work.split()))
+    assert code == 0, report
+    assert server.check_output("redis-admin acl log") == ""
+
+
 def test_every_result_expires(worker: CeleryHost, server: Host) -> None:
     worker.python("app.backend.store_result('ttl-probe', 1, 'SUCCESS')")
     ttl = int(server.check_output("redis-admin ttl celery-task-meta-ttl-probe"))
