@@ -38,6 +38,11 @@ def _flag(value: str) -> bool:
     return {"true": True, "false": False}[value]
 
 
+def _implementation(value: str) -> str:
+    """Whose class stores results: ours, or Celery's own for the same server."""
+    return {"bundled": value, "stock": value}[value]
+
+
 def _seconds(value: str) -> int:
     """Refuse 0 and None: results kept for ever by one backend, all of them deleted by another."""
     seconds = int(value)
@@ -51,6 +56,7 @@ def _server(role: str) -> _Namespace:
     return _Namespace(
         scheme=_read(f"{role}_SCHEME"),
         hosts=_read(f"{role}_HOSTS").split(","),  # host:port, an IPv6 address in brackets: fit for a URL
+        implementation=_read("RESULT_IMPLEMENTATION", "bundled", parse=_implementation),
         database=_read(f"{role}_DATABASE", ""),
         username=_read(f"{role}_USERNAME", ""),
         password=_read(f"{role}_PASSWORD", ""),

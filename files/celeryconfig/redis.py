@@ -40,9 +40,10 @@ def _key_prefix(server: _Namespace) -> dict[str, _Any]:
 
 def result_settings(server: _Namespace) -> dict[str, _Any]:
     """Return the settings that store and read results."""
+    # Celery's class, which in ours also records a failure on a server that is full (docs/redis.md).
+    bundled = "" if server.implementation == "stock" else "celery_results.backends.redis:RedisBackend+"
     return {
-        # Celery's class, which also records a failure on a server that is full (docs/redis.md).
-        "result_backend": f"celery_results.backends.redis:RedisBackend+{_url(server)}",
+        "result_backend": f"{bundled}{_url(server)}",
         "redis_backend_use_ssl": _tls(server) if server.tls_enabled else None,
         "redis_socket_connect_timeout": _CONNECT_TIMEOUT_SECONDS,
         "redis_socket_timeout": _ANSWER_TIMEOUT_SECONDS,

@@ -47,6 +47,7 @@ def render(login="worker", **changes):
         "celery_result_expires_seconds": 86400,
         "celery_result_extended": False,
         "celery_result_serializer": "json",
+        "celery_result_backend_implementation": "bundled",
         "celery_broker_url": "",
         "celery_broker_tls_ca_file": "",
     } | changes

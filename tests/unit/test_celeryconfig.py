@@ -104,6 +104,15 @@ def test_no_secret_and_no_address_is_in_the_files(module):
     assert "{{" not in text
 
 
+@pytest.mark.parametrize(
+    ("implementation", "package"),
+    [("bundled", "celery_results"), ("stock", "celery"), (None, "celery_results")],
+)
+def test_the_class_that_stores_results_is_the_one_that_was_chosen(load, implementation, package):
+    backend = app_of(load(COMMON, {"RESULT_IMPLEMENTATION": implementation})).backend
+    assert type(backend).__module__.split(".")[0] == package
+
+
 def test_credentials_with_any_character_reach_redis_unchanged(load):
     parameters = app_of(load(COMMON)).backend.connparams
     assert (parameters["username"], parameters["password"]) == ("celery-worker", NASTY)
