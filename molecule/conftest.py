@@ -26,6 +26,12 @@ def worker(hosts: AnsibleRunner) -> CeleryHost:
 
 
 @pytest.fixture(scope="session")
+def workers(hosts: AnsibleRunner) -> list[CeleryHost]:
+    """Return every worker host, in the order in which they are restarted."""
+    return [CeleryHost(hosts.get_host(name)) for name in hosts.get_hosts("celery")]
+
+
+@pytest.fixture(scope="session")
 def site() -> Site:
     return Site()
 

@@ -92,6 +92,7 @@ class Site:
             "ansible-playbook",
             f"--inventory={PROJECT}/inventory/groups.yml",
             f"--inventory={os.environ['MOLECULE_INVENTORY_FILE']}",
+            f"--inventory={PROJECT}/molecule/shared/inventory/connection.yml",
             f"--extra-vars={json.dumps({'backend': backend} | variables)}",
             *more,
             str(PROJECT / playbook),

@@ -26,9 +26,16 @@ def test_units_are_hardened_and_hold_no_secret(worker: CeleryHost, site: Site) -
         assert secret not in shown
 
 
-def test_beat_runs_once(worker: CeleryHost) -> None:
-    assert worker.host.service("celery-beat").is_running
-    assert worker.host.service("celery-beat").is_enabled
+def test_the_application_finds_what_it_requires(workers: list[CeleryHost]) -> None:
+    for worker in workers:
+        assert worker.python("import tabulate; print(tabulate.__name__)") == "tabulate"
+
+
+def test_beat_runs_once(workers: list[CeleryHost]) -> None:
+    first, second = (worker.host.service("celery-beat") for worker in workers)
+    assert first.is_running
+    assert first.is_enabled
+    assert not second.exists
 
 
 def test_no_task_is_lost_when_the_worker_restarts(worker: CeleryHost) -> None:
@@ -51,18 +58,35 @@ def test_no_task_is_lost_when_the_worker_restarts(worker: CeleryHost) -> None:
     assert worker.python(collect).split() == [f"t{i}" for i in range(20)]
 
 
-def test_a_changed_setting_restarts_the_worker_gracefully(site: Site, worker: CeleryHost) -> None:
+def moment(worker: CeleryHost, event: str) -> float:
+    """Return when the worker's unit last did so, in seconds of the hosts' common clock."""
+    shown = worker.host.check_output(f"systemctl show celery-worker --timestamp=unix -p {event} --value")
+    return float(shown.strip().lstrip("@"))
+
+
+def test_a_changed_setting_restarts_one_worker_after_the_other_and_beat_moves(
+    site: Site, workers: list[CeleryHost]
+) -> None:
+    worker, second = workers
     worker.python(
         "from proj.celery import slow; [slow.apply_async((2, f'c{i}'), task_id=f'change-{i}') for i in range(6)]",
         more_path=PROJECT,
     )
     pid = worker.host.check_output("systemctl show -p MainPID --value celery-worker")
-    run = site.run(broker="redis", celery_result_expires_seconds=43200)
+    run = site.run(
+        broker="redis",
+        celery_result_expires_seconds=43200,
+        celery_beat_default="{{ inventory_hostname == topology_celery | last }}",
+    )
     assert run.returncode == 0, run.stdout[-3000:]
+    assert moment(worker, "ActiveEnterTimestamp") <= moment(second, "ActiveExitTimestamp")
+    assert not worker.host.service("celery-beat").exists
+    assert second.host.service("celery-beat").is_running
     assert worker.host.check_output("systemctl show -p MainPID --value celery-worker") != pid
     collect = "print(' '.join(app.AsyncResult(f'change-{i}').get(timeout=60) for i in range(6)))"
     assert worker.python(collect).split() == [f"c{i}" for i in range(6)]
-    assert worker.python("print(app.conf.result_expires)") in ("43200", "12:00:00")
+    for each in workers:
+        assert each.python("print(app.conf.result_expires)") in ("43200", "12:00:00")
 
 
 def test_the_unit_survives_a_killed_worker(worker: CeleryHost) -> None:
