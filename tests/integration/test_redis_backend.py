@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from celery import Celery
 from celery.exceptions import BackendStoreError
-from redis.exceptions import OutOfMemoryError
+from redis.exceptions import ExecAbortError, OutOfMemoryError
 
+from celery_results.backends.redis import is_full
 from celery_results.settings import environment, load_settings
 
 if TYPE_CHECKING:
@@ -40,6 +41,21 @@ def test_a_failure_is_recorded_as_soon_as_there_is_room(full: Any) -> None:
     stored.join(20)
     assert not stored.is_alive()
     assert backend.get_task_meta("t")["status"] == "FAILURE"
+
+
+def test_memory_that_runs_out_between_the_writes_and_their_execution_is_known_as_full(full: Any) -> None:
+    """Celery stores in a transaction: the write may be queued before and executed after others filled up."""
+    admin, _ = full
+    admin.config_set("maxmemory", 0)
+    connection = admin.connection_pool.get_connection()
+    for command in (["MULTI"], ["SET", "celery-task-meta-t", "x"]):
+        connection.send_command(*command)
+        connection.read_response()
+    admin.config_set("maxmemory", 1)
+    connection.send_command("EXEC")
+    with pytest.raises(ExecAbortError) as refusal:
+        connection.read_response()
+    assert is_full(refusal.value)
 
 
 def test_a_value_is_refused_at_once(full: Any) -> None:

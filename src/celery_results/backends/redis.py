@@ -14,7 +14,13 @@ from celery import states
 from celery.backends.redis import RedisBackend as CeleryRedisBackend
 from redis.exceptions import OutOfMemoryError, ResponseError
 
-_NO_DISK: Final = "MISCONF"
+# A whole transaction is refused with EXECABORT and the reason behind it, which is no OutOfMemoryError then.
+_FULL: Final = ("OOM command not allowed", "MISCONF")
+
+
+def is_full(refusal: ResponseError) -> bool:
+    """Tell whether the server refused a write, or a transaction of writes, for want of memory or disk."""
+    return isinstance(refusal, OutOfMemoryError) or any(reason in str(refusal) for reason in _FULL)
 
 
 class ServerFullError(ResponseError):
@@ -40,8 +46,7 @@ class RedisBackend(CeleryRedisBackend):  # type: ignore[misc] # Celery has no ty
         try:
             stored: object = super()._store_result(task_id, result, state, traceback, request, **kwargs)
         except ResponseError as refusal:
-            full = isinstance(refusal, OutOfMemoryError) or _NO_DISK in str(refusal)
-            if full and state in states.EXCEPTION_STATES:
+            if is_full(refusal) and state in states.EXCEPTION_STATES:
                 raise ServerFullError(str(refusal)) from refusal
             raise
         return stored
