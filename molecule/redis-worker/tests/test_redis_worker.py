@@ -1,6 +1,7 @@
 """A user's application under our worker unit."""
 
 import time
+import uuid
 
 from scenario_support import CeleryHost, Site, until
 from testinfra.host import Host
@@ -40,9 +41,10 @@ def test_beat_runs_once(workers: list[CeleryHost]) -> None:
 
 def test_no_task_is_lost_when_the_worker_restarts(worker: CeleryHost) -> None:
     """Twenty tasks queued and two running when the restart comes: all results arrive, each ran once."""
+    run = uuid.uuid4()
     send = (
         "from proj.celery import slow; "
-        "print(' '.join(slow.apply_async((1, f't{i}'), task_id=f'restart-{i}').id for i in range(20)))"
+        f"[slow.apply_async((1, f't{{i}}'), task_id=f'{run}-{{i}}') for i in range(20)]"
     )
     worker.python(send, more_path=PROJECT)
     time.sleep(1.5)
@@ -53,7 +55,7 @@ def test_no_task_is_lost_when_the_worker_restarts(worker: CeleryHost) -> None:
     assert worker.host.check_output("systemctl show -p MainPID --value celery-worker") != pid
     collect = (
         "from celery.result import AsyncResult; "
-        "print(' '.join(app.AsyncResult(f'restart-{i}').get(timeout=60) for i in range(20)))"
+        f"print(' '.join(app.AsyncResult(f'{run}-{{i}}').get(timeout=60) for i in range(20)))"
     )
     assert worker.python(collect).split() == [f"t{i}" for i in range(20)]
 
@@ -68,8 +70,10 @@ def test_a_changed_setting_restarts_one_worker_after_the_other_and_beat_moves(
     site: Site, workers: list[CeleryHost]
 ) -> None:
     worker, second = workers
+    change = uuid.uuid4()
     worker.python(
-        "from proj.celery import slow; [slow.apply_async((2, f'c{i}'), task_id=f'change-{i}') for i in range(6)]",
+        "from proj.celery import slow; "
+        f"[slow.apply_async((2, f'c{{i}}'), task_id=f'{change}-{{i}}') for i in range(6)]",
         more_path=PROJECT,
     )
     pid = worker.host.check_output("systemctl show -p MainPID --value celery-worker")
@@ -83,7 +87,7 @@ def test_a_changed_setting_restarts_one_worker_after_the_other_and_beat_moves(
     assert not worker.host.service("celery-beat").exists
     assert second.host.service("celery-beat").is_running
     assert worker.host.check_output("systemctl show -p MainPID --value celery-worker") != pid
-    collect = "print(' '.join(app.AsyncResult(f'change-{i}').get(timeout=60) for i in range(6)))"
+    collect = f"print(' '.join(app.AsyncResult(f'{change}-{{i}}').get(timeout=60) for i in range(6)))"
     assert worker.python(collect).split() == [f"c{i}" for i in range(6)]
     for each in workers:
         assert each.python("print(app.conf.result_expires)") in ("43200", "12:00:00")
