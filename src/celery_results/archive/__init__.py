@@ -1,0 +1,1 @@
+"""Results moved out of the database into files, and back."""

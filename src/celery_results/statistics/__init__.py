@@ -1,0 +1,1 @@
+"""What is in the result database: counts, sizes, ages, growth."""
