@@ -6,6 +6,7 @@ local, docker and their like, and becoming root; any other connection works as e
 ANSIBLE_STRATEGY=linear.
 """
 
+import getpass
 from typing import Any
 
 from ansible.errors import AnsibleError
@@ -15,10 +16,23 @@ Linear: Any = strategy_loader.get("linear", class_only=True)
 try:
     # It refuses an Ansible that it does not know with an AnsibleError.
     from ansible_mitogen.strategy import StrategyMixin
+    from ansible_mitogen.transport_config import PlayContextSpec
 except (ImportError, AnsibleError):
 
     class StrategyMixin:  # type: ignore[no-redef]
         """Nothing to mix in."""
+
+else:
+    configured_user = PlayContextSpec.remote_user
+
+    def remote_user(spec: Any) -> Any:  # noqa: ANN401 # Mitogen has no types
+        """Return who logs in; on this machine, as in Ansible, whoever runs it.
+
+        Else root would become root by sudo, which a bare machine does not have.
+        """
+        return getpass.getuser() if spec.transport() == "local" else configured_user(spec)
+
+    PlayContextSpec.remote_user = remote_user
 
 
 class StrategyModule(StrategyMixin, Linear):  # type: ignore[misc] # neither ships types

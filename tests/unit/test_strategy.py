@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).parents[2]
-PLAY = "- {hosts: localhost, connection: local, gather_facts: false, tasks: [{ansible.builtin.ping: {}}]}"
+# Becoming who one is already needs no sudo: a bare machine has none.
+PLAY = """
+- hosts: localhost
+  connection: local
+  gather_facts: false
+  become: true
+  become_user: "{{ lookup('ansible.builtin.pipe', 'id -un') }}"
+  tasks: [{ansible.builtin.ping: {}}]
+"""
 
 
 @pytest.mark.parametrize("mitogen", [True, False], ids=["with-mitogen", "without-mitogen"])
@@ -36,7 +44,11 @@ def test_a_playbook_runs_either_way_and_warns_of_nothing(tmp_path, mitogen):
         ],
         cwd=PROJECT,
         env=os.environ
-        | {"PYTHONPATH": str(tmp_path / "absent"), "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg")},
+        | {
+            "PYTHONPATH": str(tmp_path / "absent"),
+            "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"),
+            "ANSIBLE_BECOME_EXE": "/nonexistent",
+        },
         capture_output=True,
         text=True,
         check=False,
