@@ -231,6 +231,24 @@ def test_database(code, settings):
 
 
 @pytest.mark.parametrize(
+    ("found", "options", "query"),
+    [
+        ([], {"pool_size": 10}, "?sslmode=verify-full"),
+        ([], {}, "?sslmode=verify-full"),
+        (["CRB309"], {}, ""),
+    ],
+    ids=["a-pool-in-every-process", "isolated-by-itself", "not-verified"],
+)
+def test_our_own_class_is_judged_by_what_it_does(found, options, query):
+    ours = "celery_results.backends.database:DatabaseBackend"
+    settings = {
+        "result_backend": f"{ours}+postgresql+psycopg://u:p@db.example/x{query}",
+        "database_engine_options": options,
+    }
+    assert codes(database.check_settings, settings) == found
+
+
+@pytest.mark.parametrize(
     "settings",
     [
         POSTGRESQL,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from celery_results.doctor import address, files, names, values
 from celery_results.doctor.findings import SERVER_NOT_CHECKED, Finding, Severity, could_not_check
-from celery_results.doctor.servers import for_alias
+from celery_results.doctor.servers import for_subject
 from celery_results.doctor.subject import Subject
 
 Check = Callable[[Subject], Iterator[Finding]]
@@ -20,7 +20,7 @@ def examine(subject: Subject) -> list[Finding]:
         ("the result_backend", address.check),
         ("the files", files.check),
     ]
-    server = for_alias(subject.alias)
+    server = for_subject(subject)
     if server:
         checks += [
             ("the backend's settings", server.check_settings),

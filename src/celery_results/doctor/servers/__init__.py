@@ -33,6 +33,10 @@ def every() -> list[ServerChecks]:
     return [cast("ServerChecks", importlib.import_module(f"{__name__}.{name}")) for name in found]
 
 
-def for_alias(alias: str) -> ServerChecks | None:
-    """Find the module that knows this backend."""
-    return next((checks for checks in every() if alias in checks.ALIASES), None)
+def for_subject(subject: Subject) -> ServerChecks | None:
+    """Find the module that knows this backend; one for the database of the URL before one for all of them."""
+    fitting = [checks for checks in every() if subject.alias in checks.ALIASES]
+    database = subject.url.partition("://")[0].partition("+")[0]
+    # DIALECTS: the databases that a module is for, where several modules share their aliases.
+    own = (checks for checks in fitting if database in getattr(checks, "DIALECTS", ()))
+    return next(own, next((checks for checks in fitting if not hasattr(checks, "DIALECTS")), None))

@@ -67,7 +67,8 @@ NO_TLS = warning(
     "PyMySQL {'ssl': {'ca': ..., 'check_hostname': True}}.",
 )
 
-ALIASES: Final = frozenset({"db", "database"})
+STOCK_ALIASES: Final = frozenset({"db", "database"})
+ALIASES: Final = frozenset({*STOCK_ALIASES, "celery_results.backends.database:DatabaseBackend"})
 _LOCAL: Final = ("localhost", "127.0.0.1", "::1")
 _UTC: Final = frozenset({"UTC", "Etc/UTC", "GMT", "Etc/GMT"})
 
@@ -81,9 +82,12 @@ def check_settings(subject: Subject) -> Iterator[Finding]:
         yield NO_DRIVER.finding(f"the URL starts with {dialect}://")
     yield from _expiry(settings)
     options = settings.get("database_engine_options")
-    yield from _engine(
-        options if isinstance(options, Mapping) else {}, dialect, url, given=options is not None
-    )
+    options = options if isinstance(options, Mapping) else {}
+    if subject.alias in STOCK_ALIASES:
+        yield from _engine(options, dialect, given=settings.get("database_engine_options") is not None)
+    host = url.partition("://")[2].partition("?")[0].rpartition("@")[2].partition("/")[0]
+    if dialect != "sqlite" and host and not host.startswith(_LOCAL) and not _verifies(options, url):
+        yield NO_TLS.finding(f"neither connect_args nor the URL ask for TLS that verifies {host}")
     if settings.get("result_compression"):
         yield COMPRESSION_IGNORED.finding(f"result_compression = {settings['result_compression']!r}")
     zone = str(settings.get("timezone") or "UTC")
@@ -104,7 +108,8 @@ def _expiry(settings: Mapping[str, Any]) -> Iterator[Finding]:
         yield CLEANUP_DELETES_ALL.finding(f"result_expires = {value!r}")
 
 
-def _engine(options: Mapping[str, Any], dialect: str, url: str, *, given: bool) -> Iterator[Finding]:
+def _engine(options: Mapping[str, Any], dialect: str, *, given: bool) -> Iterator[Finding]:
+    """Judge what Celery's own class makes of SQLAlchemy; ours has a pool in every process."""
     ignored = sorted({"pool_size", "max_overflow", "pool_timeout"} & set(options))
     if ignored:
         yield POOL_IGNORED.finding(f"database_engine_options has {', '.join(ignored)}")
@@ -115,9 +120,6 @@ def _engine(options: Mapping[str, Any], dialect: str, url: str, *, given: bool) 
     level = str(options.get("isolation_level") or "").upper().replace("_", " ")
     if dialect in {"mysql", "mariadb"} and level != "READ COMMITTED":
         yield ISOLATION.finding(f"isolation_level is {level or 'not set'}")
-    host = url.partition("://")[2].partition("?")[0].rpartition("@")[2].partition("/")[0]
-    if host and not host.startswith(_LOCAL) and not _verifies(options, url):
-        yield NO_TLS.finding(f"neither connect_args nor the URL ask for TLS that verifies {host}")
 
 
 def _verifies(options: Mapping[str, Any], url: str) -> bool:
