@@ -55,7 +55,8 @@ def _server(role: str) -> _Namespace:
     """Describe the server in one role, RESULT or BROKER, as the module of its backend expects it."""
     return _Namespace(
         scheme=_read(f"{role}_SCHEME"),
-        hosts=_read(f"{role}_HOSTS").split(","),  # host:port, an IPv6 address in brackets: fit for a URL
+        # host:port, an IPv6 address in brackets: fit for a URL; none where the database is a file.
+        hosts=[host for host in _read(f"{role}_HOSTS").split(",") if host],
         implementation=_read("RESULT_IMPLEMENTATION", "bundled", parse=_implementation),
         database=_read(f"{role}_DATABASE", ""),
         username=_read(f"{role}_USERNAME", ""),

@@ -74,7 +74,7 @@ CATALOG = (
         "plain_text",
         "Speak to the server without TLS",
         Kind.REFUSAL,
-        "close the server's plain port (redis_config must not open one): run site.yml for the server again",
+        "close the server's plain port, which <role>_config must not open: run site.yml for the server again",
     ),
     Entry(
         "wrong_password",
@@ -86,7 +86,7 @@ CATALOG = (
         "no_password",
         "Come without a login, or as the default user",
         Kind.REFUSAL,
-        "turn the server's default user off: run site.yml for the server again",
+        "let nobody in without a login or as a default user: run site.yml for the server again",
     ),
     Entry("untrusted_ca", "Trust another authority than the server's", Kind.REFUSAL, _TLS_SETTINGS),
     Entry(

@@ -19,6 +19,12 @@ class Hint:
     remedy: str
 
 
+# OpenSSL's own words; libpq's for the chain, and for the name.
+_UNTRUSTED = (
+    r"CERTIFICATE_VERIFY_FAILED|SSL error: certificate verify failed"
+    r"|server certificate for .* does not match"
+)
+
 # The first that matches counts: the special before the general.
 GENERAL = (
     Hint(
@@ -26,7 +32,7 @@ GENERAL = (
         "the server's certificate is out of its time: run site.yml, which renews it; compare the clocks",
     ),
     Hint(
-        r"mismatch|doesn't match|not valid for",
+        r"mismatch|doesn't match|does not match host name|not valid for",
         "CELERYCONFIG_RESULT_HOSTS is a name or address that the server's certificate does not bear: connect "
         "by one that it does, or run site.yml for the server again",
     ),
@@ -90,7 +96,7 @@ def describe(error: BaseException) -> str:
 def is_certificate_error(error: BaseException) -> bool:
     """Tell whether the certificate was what was refused, and nothing else."""
     return any(
-        isinstance(cause, ssl.SSLCertVerificationError) or "CERTIFICATE_VERIFY_FAILED" in str(cause)
+        isinstance(cause, ssl.SSLCertVerificationError) or re.search(_UNTRUSTED, str(cause))
         for cause in causes(error)
     )
 
@@ -98,5 +104,6 @@ def is_certificate_error(error: BaseException) -> bool:
 def is_name_error(error: BaseException) -> bool:
     """Tell whether the certificate was refused because of the name in it."""
     return is_certificate_error(error) and any(
-        re.search(r"mismatch|doesn't match|not valid for", str(cause)) for cause in causes(error)
+        re.search(r"mismatch|doesn't match|does not match|not valid for", str(cause))
+        for cause in causes(error)
     )

@@ -291,9 +291,9 @@ class Smoke:
 
 def _connection(environ: Mapping[str, str]) -> Connection:
     connection = connection_from_env(environ)
-    if connection is None or not connection.hosts:
+    if connection is None or not (connection.hosts or connection.database):
         raise SettingsError(
-            expected="CELERYCONFIG_RESULT_NAME and _HOSTS in the env file",
+            expected="CELERYCONFIG_RESULT_NAME and _HOSTS (or _DATABASE, for a file) in the env file",
             found="none",
             do="deploy this host (make deploy backend=...), or name its env file with --env-file",
         )
