@@ -16,6 +16,8 @@ PYTHON_AT_LEAST = (3, 11)
 INSTALL = "pip install -r requirements/controller.txt"
 EXAMPLE_HOST = {"celery": "worker1.example.com", "celery_client": "web1.example.com"}
 OTHER_GROUPS = ("celery", "celery_client", "redis_sentinel", "redis_cluster")
+# No server: a file, which only the programs of one host can share.
+EMBEDDED = ("sqlite",)
 # Two of three still agree when one is lost; two of four do not.
 ODD_SENTINELS = "an odd number, three at least"
 
@@ -216,6 +218,37 @@ def redis_groups(call: Call) -> Iterator[str]:
         yield f"redis_sentinel has {len(sentinels)} hosts: a majority needs {ODD_SENTINELS}"
 
 
+def embedded(call: Call) -> Iterator[str]:
+    """See that a database without a server is used on one host only."""
+    if call.backend not in EMBEDDED or call.backend not in call.available:
+        return
+    name = call.backend
+    hosts, workers, clients = call.hosts(name), call.hosts("celery"), call.hosts("celery_client")
+    instead = f"For several hosts use a server: {call.command('-e backend=postgresql')}"
+    if len(hosts) > 1:
+        yield (
+            f"{name} has {len(hosts)} hosts ({', '.join(hosts)}): its database is one file. "
+            f"Leave one host in the group {name}. {instead}"
+        )
+    if len(workers) > 1:
+        yield (
+            f"{name} cannot serve {len(workers)} hosts in the group celery ({', '.join(workers)}): its "
+            f"database is a file on one of them. Leave one host there. {instead}"
+        )
+    elif workers and hosts and workers[0] not in hosts:
+        yield (
+            f"{name} is for {hosts[0]}, but the workers run on {workers[0]}, which cannot open it: "
+            f"put the same host in both groups, {name} and celery. {instead}"
+        )
+    if clients:
+        yield (
+            f"{name} cannot serve the group celery_client ({', '.join(clients)}): only programs on the "
+            f"host of the file, of the user celery, can read it. Leave that group empty. {instead}"
+        )
+    elif hosts and not workers:
+        yield f"{name} needs the host of its file in the group celery: add {hosts[0]} there"
+
+
 def application(call: Call) -> Iterator[str]:
     """See that workers have a broker, and only one."""
     workers = {host: call.facts["celery"].get(host, {}) for host in call.hosts("celery")}
@@ -267,6 +300,7 @@ RULES: tuple[Callable[[Call], Iterator[str]], ...] = (
     broker,
     groups,
     topology,
+    embedded,
     application,
     state,
 )

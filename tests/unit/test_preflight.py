@@ -217,6 +217,30 @@ def test_topology_is_available_once_its_task_file_is_there():
     assert problems(groups=groups(redis=["a", "b"]), topology={"redis": "replication"}, roles=roles) == []
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"sqlite": ["a", "b"], "celery": ["a"]}, "sqlite has 2 hosts (a, b)"),
+        ({"sqlite": ["a"], "celery": ["a", "b"]}, "cannot serve 2 hosts in the group celery (a, b)"),
+        ({"sqlite": ["a"], "celery": ["b"]}, "sqlite is for a, but the workers run on b"),
+        ({"sqlite": ["a"], "celery": ["a"], "celery_client": ["web"]}, "the group celery_client (web)"),
+    ],
+)
+def test_a_database_file_is_for_one_host(changed, message):
+    roles = {"redis": ["standalone"], "sqlite": ["standalone"]}
+    call = {"extra": choose("sqlite"), "roles": roles, "inventory": ["prod.yml"]}
+    (problem,) = problems(groups=groups(redis=[], **changed), **call)
+    assert message in problem
+    assert "ansible-playbook -i prod.yml site.yml -e backend=postgresql" in problem
+
+
+def test_a_database_file_on_the_workers_host_passes_and_needs_that_host():
+    call = {"extra": choose("sqlite"), "roles": {"sqlite": ["standalone"]}}
+    assert problems(groups=groups(sqlite=["worker1"]), **call) == []
+    (problem,) = problems(groups=groups(sqlite=["a"], celery=[]), **call)[1:]
+    assert problem == "sqlite needs the host of its file in the group celery: add a there"
+
+
 def test_application_needs_a_broker_and_only_one():
     (problem,) = problems(celery={"worker1": {"app": True, "broker_url": False}})
     assert "-e backend=redis -e broker=redis" in problem
