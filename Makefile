@@ -54,7 +54,7 @@ unit: deps ## Tests that need no server and no host
 
 integration: deps ## Tests of the Python package against real servers on loopback
 	@tools/test-servers
-	pytest tests/integration
+	pytest tests/integration --numprocesses=$(JOBS) --dist=loadfile
 
 engine: ## A Docker engine: started here where none answers
 	@tools/docker-engine
