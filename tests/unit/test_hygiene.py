@@ -144,3 +144,18 @@ def test_every_link_between_the_pages_resolves() -> None:
     for page in pages:
         for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.relative_to(PROJECT)} links to {target}"
+
+
+def test_every_scenario_runs_over_the_same_connection() -> None:
+    """A list in molecule.yml replaces the base's: one that forgets an inventory only costs time, twice as much."""
+    base = yaml.safe_load((PROJECT / ".config/molecule/config.yml").read_text())
+    wanted = [
+        argument
+        for argument in base["ansible"]["executor"]["args"]["ansible_playbook"]
+        if argument.startswith("--inventory=")
+    ]
+    assert wanted
+    for path in (PROJECT / "molecule").glob("*/molecule.yml"):
+        scenario = yaml.safe_load(path.read_text())
+        arguments = scenario.get("ansible", {}).get("executor", {}).get("args", {}).get("ansible_playbook")
+        assert arguments is None or set(wanted) <= set(arguments), path
