@@ -147,7 +147,7 @@ def test_every_link_between_the_pages_resolves() -> None:
 
 
 def test_every_scenario_runs_over_the_same_connection() -> None:
-    """A list in molecule.yml replaces the base's: one that forgets an inventory only costs time, twice as much."""
+    """A list in molecule.yml replaces the base's: one that forgets an inventory takes twice the time."""
     base = yaml.safe_load((PROJECT / ".config/molecule/config.yml").read_text())
     wanted = [
         argument
