@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -46,14 +45,6 @@ def mysql_bad_sources(sources: Iterable[object]) -> list[str]:
         return not isinstance(network, ipaddress.IPv6Network) or network.num_addresses == 1
 
     return [str(source) for source in sources if not is_good(source)]
-
-
-def directory_digest(directory: str) -> str:
-    """Return a digest of the Python files below a directory on the controller, names included."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(directory).rglob("*.py")):
-        digest.update(f"{path.relative_to(directory)}\0{path.stat().st_size}\0".encode() + path.read_bytes())
-    return digest.hexdigest()
 
 
 def mysql_account_changes(
@@ -168,7 +159,6 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return them by name."""
         return {
-            "directory_digest": directory_digest,
             "mysql_account_changes": mysql_account_changes,
             "mysql_bad_sources": mysql_bad_sources,
             "mysql_hosts": mysql_hosts,

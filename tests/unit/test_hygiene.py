@@ -31,7 +31,7 @@ def text_of(role: str) -> str:
 
 
 def test_there_are_roles_and_backends() -> None:
-    assert {"tls", "firewall", "systemd_unit", "backup", "celery"} <= set(ROLES)
+    assert {"tls", "firewall", "systemd_unit", "backup", "migrations", "celery"} <= set(ROLES)
     assert BACKENDS
 
 

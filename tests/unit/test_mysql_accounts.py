@@ -1,6 +1,5 @@
 """The statements between the accounts that a server has and those that it should have."""
 
-import hashlib
 import importlib.util
 from pathlib import Path
 
@@ -160,15 +159,3 @@ def test_networks_become_netmasks():
 def test_what_no_account_can_stand_for_is_named():
     sources = ["192.0.2.0/24", "2001:db8::1", "2001:db8::/64", "worker1.example.com", "%"]
     assert accounts.mysql_bad_sources(sources) == ["2001:db8::/64", "worker1.example.com", "%"]
-
-
-def test_the_digest_follows_names_and_contents(tmp_path):
-    (tmp_path / "versions").mkdir()
-    (tmp_path / "versions" / "a.py").write_text("1")
-    first = accounts.directory_digest(str(tmp_path))
-    (tmp_path / "versions" / "a.pyc").write_text("bytecode")
-    assert accounts.directory_digest(str(tmp_path)) == first
-    (tmp_path / "versions" / "a.py").write_text("2")
-    second = accounts.directory_digest(str(tmp_path))
-    (tmp_path / "versions" / "a.py").rename(tmp_path / "b.py")
-    assert len({first, second, accounts.directory_digest(str(tmp_path)), hashlib.sha256().hexdigest()}) == 4

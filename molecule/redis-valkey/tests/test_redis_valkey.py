@@ -1,6 +1,6 @@
 """Valkey in Redis's place, with the durability choice `always`."""
 
-from scenario_support import CeleryHost
+from scenario_support import CeleryHost, Site
 from testinfra.host import Host
 
 
@@ -19,3 +19,11 @@ def test_kill_9_loses_nothing(server: Host, worker: CeleryHost) -> None:
     server.check_output("systemctl kill -s KILL valkey-server")
     read = "print(sum(app.AsyncResult(f'v-{i}').get(timeout=10) for i in range(100)))"
     assert worker.python(read) == str(sum(range(100)))
+
+
+def test_the_playbook_takes_a_backup_now(site: Site, server: Host) -> None:
+    list_of_them = "ls /var/backups/celery-results/redis/*.rdb 2>/dev/null | wc -l"
+    before = int(server.check_output(list_of_them))
+    run = site.run(playbook="playbooks/backup.yml")
+    assert run.returncode == 0, run.stdout[-3000:]
+    assert int(server.check_output(list_of_them)) == before + 1
