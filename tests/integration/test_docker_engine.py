@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,10 +55,12 @@ class Engine:
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    second = Engine(tmp_path)
-    yield second
-    second.kill()
+def engine() -> Iterator[Engine]:
+    # Not tmp_path: the path of a socket below it would be too long for the kernel (108 bytes).
+    with tempfile.TemporaryDirectory(prefix="crb-engine-", ignore_cleanup_errors=True) as directory:
+        second = Engine(Path(directory))
+        yield second
+        second.kill()
 
 
 def test_engine_comes_back_after_a_kill(engine: Engine) -> None:
