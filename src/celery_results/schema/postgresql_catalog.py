@@ -100,6 +100,8 @@ def table_state(connection: Connection, table: Table) -> TableState | None:
         return None
     oid, kind, owner, options, toast_options, size = found
     columns = _columns(connection, oid)
+    # Before the sequence is read: beside a live writer both grow, and it must not seem to lag behind.
+    highest_id = _highest_id(connection, table) if kind == "r" and "id" in columns else 0
     return TableState(
         kind=kind,
         owner=owner,
@@ -107,7 +109,7 @@ def table_state(connection: Connection, table: Table) -> TableState | None:
         indexes=_indexes(connection, oid),
         options={**_options(options, ""), **_options(toast_options, "toast.")},
         sequence=_sequence(connection, table),
-        highest_id=_highest_id(connection, table) if kind == "r" and "id" in columns else 0,
+        highest_id=highest_id,
         lz4=has_lz4(connection),
         bytes=size,
     )
