@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,24 @@ APPLICATION_PRELUDE = """
 from celery import Celery, chain, chord, group
 app = Celery("test")
 app.config_from_object("celeryconfig")
+"""
+
+
+# Run by the controller's Python, which has cryptography; the certificate to copy comes on its standard input.
+EXPIRE = """
+import datetime, sys
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+ca = x509.load_pem_x509_certificate(open(sys.argv[1] + "/ca.crt", "rb").read())
+ca_key = serialization.load_pem_private_key(open(sys.argv[1] + "/ca.key", "rb").read(), None)
+old = x509.load_pem_x509_certificate(sys.stdin.buffer.read())
+now = datetime.datetime.now(datetime.timezone.utc)
+builder = (x509.CertificateBuilder().subject_name(old.subject).issuer_name(ca.subject).public_key(old.public_key())
+    .serial_number(x509.random_serial_number()).not_valid_before(now - datetime.timedelta(days=30))
+    .not_valid_after(now - datetime.timedelta(hours=1)))
+for extension in old.extensions:
+    builder = builder.add_extension(extension.value, extension.critical)
+print(builder.sign(ca_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode())
 """
 
 
@@ -120,3 +139,20 @@ class Site:
         """Return every generated secret by its name."""
         lines = self.state("grep -H . secrets/*").splitlines()
         return {Path(name).name: value for name, value in (line.split(":", 1) for line in lines)}
+
+    def expired(self, certificate: str) -> str:
+        """Return the PEM of `certificate` as our own authority would have issued it, over since an hour ago."""
+        return subprocess.run(
+            [sys.executable, "-c", EXPIRE, str(self.state_directory / "tls")],
+            input=certificate,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+
+    def assert_hidden(self, output: str) -> None:
+        """Fail if a generated secret is in what a run printed."""
+        secrets = self.secrets()
+        assert len(secrets) >= 4
+        for name, secret in secrets.items():
+            assert secret not in output, name

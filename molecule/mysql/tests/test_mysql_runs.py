@@ -1,8 +1,5 @@
 """Runs of the playbooks: in check mode, with changes, with a backup; and what they print."""
 
-import subprocess
-import sys
-
 from scenario_support import CeleryHost, Site, until
 from testinfra.host import Host
 
@@ -82,27 +79,10 @@ def test_passwords_settings_and_certificate_change_without_a_restart_and_are_nev
 
 def expire_now(site: Site, server: Host) -> None:
     """Put a certificate of our own authority in place that expired an hour ago, and have it served."""
-    issue = f"""
-import datetime
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-ca = x509.load_pem_x509_certificate(open("{site.state_directory}/tls/ca.crt", "rb").read())
-ca_key = serialization.load_pem_private_key(open("{site.state_directory}/tls/ca.key", "rb").read(), None)
-old = x509.load_pem_x509_certificate(open(0, "rb").read())
-now = datetime.datetime.now(datetime.timezone.utc)
-builder = (x509.CertificateBuilder().subject_name(old.subject).issuer_name(ca.subject).public_key(old.public_key())
-    .serial_number(x509.random_serial_number()).not_valid_before(now - datetime.timedelta(days=30))
-    .not_valid_after(now - datetime.timedelta(hours=1)))
-for extension in old.extensions:
-    builder = builder.add_extension(extension.value, extension.critical)
-print(builder.sign(ca_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode())
-"""
     before = server.check_output(SERVED)
     old = server.check_output("cat /etc/mysql/tls/server.crt")
-    expired = subprocess.run(
-        [sys.executable, "-c", issue], input=old, capture_output=True, text=True, check=True
-    )
-    server.check_output(f"printf %s '{expired.stdout}' > /etc/mysql/tls/server.crt")
+    expired = site.expired(old)
+    server.check_output(f"printf %s '{expired}' > /etc/mysql/tls/server.crt")
     server.check_output("mariadb --skip-ssl -e 'FLUSH SSL'")
     until(lambda: server.check_output(SERVED) != before, 10, "the expired certificate is served")
 

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 
 from postgresql_host import client, sql, started
 from scenario_support import CeleryHost, Site, until
@@ -18,24 +16,17 @@ SERVED = (
 SERVER_ONLY = "playbooks/backend.yml"
 
 
-def no_secret_in(output: str, site: Site) -> None:
-    secrets = site.secrets()
-    assert len(secrets) >= 4
-    for name, secret in secrets.items():
-        assert secret not in output, name
-
-
 def test_check_mode_on_the_clean_host_left_nothing_and_leaked_nothing(site: Site) -> None:
     output = (site.ephemeral / "clean-check.log").read_text()
     assert "failed=0" in output
-    no_secret_in(output, site)
+    site.assert_hidden(output)
 
 
 def test_check_mode_on_the_deployed_host_finds_nothing_to_do(site: Site) -> None:
     run = site.run("--check", "--diff", "-vvv")
     assert run.returncode == 0, run.stdout[-3000:]
     assert "changed=0" in run.stdout
-    no_secret_in(run.stdout, site)
+    site.assert_hidden(run.stdout)
 
 
 def test_passwords_certificate_and_settings_change_without_a_restart_and_are_never_shown(
@@ -70,26 +61,9 @@ def test_passwords_certificate_and_settings_change_without_a_restart_and_are_nev
 
 def expire_now(site: Site, server: Host) -> None:
     """Put a certificate of our own authority in place that expired an hour ago, and have it served."""
-    issue = f"""
-import datetime
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-ca = x509.load_pem_x509_certificate(open("{site.state_directory}/tls/ca.crt", "rb").read())
-ca_key = serialization.load_pem_private_key(open("{site.state_directory}/tls/ca.key", "rb").read(), None)
-old = x509.load_pem_x509_certificate(open(0, "rb").read())
-now = datetime.datetime.now(datetime.timezone.utc)
-builder = (x509.CertificateBuilder().subject_name(old.subject).issuer_name(ca.subject).public_key(old.public_key())
-    .serial_number(x509.random_serial_number()).not_valid_before(now - datetime.timedelta(days=30))
-    .not_valid_after(now - datetime.timedelta(hours=1)))
-for extension in old.extensions:
-    builder = builder.add_extension(extension.value, extension.critical)
-print(builder.sign(ca_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode())
-"""
     old, served = server.check_output(f"cat {TLS}/server.crt"), server.check_output(SERVED)
-    expired = subprocess.run(
-        [sys.executable, "-c", issue], input=old, capture_output=True, text=True, check=True
-    )
-    server.check_output(f"printf %s '{expired.stdout}' > $(ls {TLS}/server.crt)")
+    expired = site.expired(old)
+    server.check_output(f"printf %s '{expired}' > $(ls {TLS}/server.crt)")
     sql(server, "SELECT pg_reload_conf()")
     until(lambda: server.run(SERVED).stdout.strip() not in ("", served), 10, "the expired one is served")
 
