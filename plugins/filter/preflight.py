@@ -18,6 +18,8 @@ EXAMPLE_HOST = {"celery": "worker1.example.com", "celery_client": "web1.example.
 OTHER_GROUPS = ("celery", "celery_client", "redis_sentinel", "redis_cluster")
 # No server: a file, which only the programs of one host can share.
 EMBEDDED = ("sqlite",)
+# Stores nothing: results are messages of the broker.
+OVER_BROKER = ("rabbitmq",)
 # Two of three still agree when one is lost; two of four do not.
 ODD_SENTINELS = "an odd number, three at least"
 
@@ -118,6 +120,12 @@ def broker(call: Call) -> Iterator[str]:
     """Judge the choice of the broker."""
     if call.broker is not None:
         yield from wrong_name(call, "broker", call.broker, call.brokers)
+        if call.backend in OVER_BROKER and call.broker != call.backend:
+            yield (
+                f"backend={call.backend} stores no results: they travel over the broker (rpc), which cannot "
+                f"be {call.broker} then. Leave out broker={call.broker}, or choose one that stores them: "
+                + call.command(f"-e backend=postgresql -e broker={call.backend}")
+            )
         return
     inventory = call.facts["inventory_choice"].get("broker")
     if inventory:
@@ -252,7 +260,13 @@ def embedded(call: Call) -> Iterator[str]:
 def application(call: Call) -> Iterator[str]:
     """See that workers have a broker, and only one."""
     workers = {host: call.facts["celery"].get(host, {}) for host in call.hosts("celery")}
-    if call.broker is None:
+    if call.backend in OVER_BROKER:
+        if urls := [host for host, has in workers.items() if has.get("broker_url")]:
+            yield (
+                f"backend={call.backend} sends results over its own broker, but celery_broker_url (for "
+                f"{', '.join(urls)}) names another: leave it out, or choose the backend that stores them"
+            )
+    elif call.broker is None:
         lacking = [host for host, has in workers.items() if has.get("app") and not has.get("broker_url")]
         if lacking:
             chosen = f"-e backend={call.backend or 'redis'} -e broker=redis"

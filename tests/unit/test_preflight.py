@@ -146,6 +146,26 @@ def test_wrong_broker(broker, message):
     assert message in problem
 
 
+OVER_BROKER = {"roles": {"redis": ["standalone"], "rabbitmq": ["standalone"]}}
+
+
+def over_broker(**changes):
+    return problems(**OVER_BROKER, groups=groups(rabbitmq=["db1"]), **changes)
+
+
+def test_results_that_travel_over_the_broker_need_no_other():
+    worker = {"worker1": {"app": True, "broker_url": False}}
+    assert over_broker(extra=choose("rabbitmq"), celery=worker) == []
+    assert over_broker(extra=choose("rabbitmq", "rabbitmq"), celery=worker) == []
+
+
+def test_results_that_travel_over_the_broker_refuse_another():
+    (problem,) = over_broker(extra=choose("rabbitmq", "redis"))
+    assert "they travel over the broker (rpc), which cannot be redis then" in problem
+    (problem,) = over_broker(extra=choose("rabbitmq"), celery={"worker1": {"app": True, "broker_url": True}})
+    assert "celery_broker_url (for worker1) names another" in problem
+
+
 @pytest.mark.parametrize("name", ["backend", "broker"])
 def test_choice_in_the_inventory_is_moved_to_the_command_line(name):
     extra = choose(None if name == "backend" else "redis")
