@@ -6,9 +6,11 @@ local, docker and their like, and becoming root; any other connection works as e
 ANSIBLE_STRATEGY=linear.
 """
 
+import functools
 import getpass
 from typing import Any
 
+from ansible.collections.list import list_collection_dirs
 from ansible.errors import AnsibleError
 from ansible.plugins.loader import strategy_loader
 
@@ -35,5 +37,19 @@ else:
     PlayContextSpec.remote_user = remote_user
 
 
+@functools.cache
+def know_collections() -> None:
+    """Read the description of every installed collection.
+
+    Mitogen does so for each task whose module is a collection's, in that task's own process; what the parent
+    has read, the process finds there.
+    """
+    list(list_collection_dirs())
+
+
 class StrategyModule(StrategyMixin, Linear):  # type: ignore[misc] # neither ships types
     """One task after the other, each on all hosts."""
+
+    def __init__(self, tqm: Any) -> None:  # noqa: ANN401, D107 # Ansible has no types
+        super().__init__(tqm)
+        know_collections()

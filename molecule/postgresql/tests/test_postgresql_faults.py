@@ -9,11 +9,11 @@ from scenario_support import CeleryHost, until
 from testinfra.host import Host
 
 STORE_AND_NOTE = """
-import time
-deadline = time.monotonic() + 15
+import os, time
+deadline = time.monotonic() + 120
 number = 0
 with open("/var/lib/celery/acknowledged", "w", buffering=1) as acknowledged:
-    while time.monotonic() < deadline:
+    while not os.path.exists("/var/lib/celery/enough") and time.monotonic() < deadline:
         app.backend.store_result(f"kill-{number}", number, "SUCCESS")
         acknowledged.write(f"{number}\\n")
         number += 1
@@ -49,15 +49,23 @@ def in_background(worker: CeleryHost, code: str, log: str) -> None:
 
 
 def test_no_acknowledged_result_is_lost_at_kill_9(worker: CeleryHost, server: Host) -> None:
-    worker.host.check_output("rm -f /var/lib/celery/acknowledged")
-    in_background(worker, STORE_AND_NOTE, "/tmp/store.log")
-    noted = "test $(wc -l </var/lib/celery/acknowledged) -gt 200"
-    until(lambda: worker.host.run(noted).rc == 0, 30, "stores run")
-    for _ in range(2):
+    def acknowledged() -> int:
+        return int(worker.host.run("wc -l </var/lib/celery/acknowledged").stdout or 0)
+
+    def kill() -> None:
         before = started(server)
         server.check_output(f"systemctl kill -s KILL {UNIT}")
         until(lambda: answers(server), 30, "it is back")
         assert started(server) != before
+        noted = acknowledged()
+        until(lambda: acknowledged() > noted + 100, 60, "stores go on")
+
+    worker.host.check_output("rm -f /var/lib/celery/acknowledged /var/lib/celery/enough")
+    in_background(worker, STORE_AND_NOTE, "/tmp/store.log")
+    until(lambda: acknowledged() > 200, 30, "stores run")
+    for _ in range(2):
+        kill()
+    worker.host.check_output("touch /var/lib/celery/enough")
     until(lambda: worker.host.run("pgrep -u celery -f 'venv/bin/python -$'").rc != 0, 60, "the writer ends")
     assert worker.host.run("cat /tmp/store.log").stdout == ""
     noted_count, lost = worker.python(COUNT_LOST).split()

@@ -49,7 +49,15 @@ def test_backups_are_private_checked_and_scheduled(server: Host) -> None:
 
 
 def test_retention_keeps_the_newest(server: Host) -> None:
-    for _ in range(9):
-        server.check_output("celery-results-backup-redis")
-    kept = server.check_output(f"ls {DIRECTORY}/*.rdb | wc -l")
-    assert int(kept) == 7
+    server.check_output("celery-results-backup-redis")
+    newest = server.check_output(f"ls {DIRECTORY}/*.rdb | tail -n 1")
+    # Nine of earlier days, as the timer would have left them.
+    server.check_output(
+        f"for day in 1 2 3 4 5 6 7 8 9; do for suffix in '' .sha256; do "
+        f"cp -p {newest}$suffix {DIRECTORY}/redis-2020010${{day}}T020000Z.rdb$suffix; done; done"
+    )
+    taken = server.check_output("celery-results-backup-redis 2>/dev/null").strip()
+    kept = server.check_output(f"ls {DIRECTORY}/*.rdb").split()
+    assert len(kept) == 7
+    assert kept[-2:] == [newest, taken]
+    assert len(server.check_output(f"ls {DIRECTORY}/*.sha256").split()) == 7

@@ -1,0 +1,105 @@
+"""Passwords, certificates and run-time settings change under a server that keeps running, and are never shown.
+
+One run changes them all, from the worst state that there is: the served certificate has expired.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from scenario_support import CeleryHost, Site, until
+from testinfra.backend.base import CommandResult
+from testinfra.host import Host
+
+SERVED = (
+    "echo | openssl s_client -connect localhost:6379 2>/dev/null | openssl x509 -noout -fingerprint -enddate"
+)
+PROCESS = "redis-admin info server | grep -E '^(process_id|run_id)'"
+
+
+@dataclass(frozen=True)
+class Renewal:
+    """What was there before the run that replaced every secret, and what that run printed."""
+
+    process: str
+    served_before: str
+    served_expired: str
+    doctor: tuple[int, Any]
+    smoke: CommandResult
+    old: dict[str, str]
+    output: str
+
+
+@pytest.fixture(scope="module")
+def renewal(site: Site, server: Host, worker: CeleryHost) -> Renewal:
+    """Expire the certificate, forget every password, and run with another run-time setting.
+
+    Every task that touches a secret runs as `changed` then, in the loudest mode there is.
+    """
+    process = server.check_output(PROCESS)
+    served_before = server.check_output(SERVED)
+    expire_now(site, server)
+    served_expired = server.check_output(SERVED)
+    doctor = worker.cli("doctor")
+    smoke = worker.host.run("runuser -u celery -- /opt/celery/venv/bin/celery-results smoke --timeout 20")
+    old = site.secrets()
+    for name in old:
+        (site.state_directory / "secrets" / name).unlink()
+
+    run = site.run("--diff", "-vvv", redis_config={"slowlog-max-len": 77})
+
+    assert run.returncode == 0, run.stdout[-3000:]
+    return Renewal(process, served_before, served_expired, doctor, smoke, old, run.stdout)
+
+
+def expire_now(site: Site, server: Host) -> None:
+    """Put a certificate of our own authority in place that expired an hour ago, and have it served."""
+    old = server.check_output("cat /etc/redis/tls/server.crt")
+    expired = site.expired(old)
+    server.check_output(f"printf %s '{expired}' > /etc/redis/tls/server.crt")
+    server.check_output(
+        "redis-admin config set tls-cert-file /etc/redis/tls/server.crt tls-key-file /etc/redis/tls/server.key"
+    )
+    until(lambda: "notAfter" in server.run(SERVED).stdout, 10, "the server serves again")
+
+
+def test_an_expired_certificate_is_reported(renewal: Renewal) -> None:
+    assert renewal.served_expired != renewal.served_before
+    code, report = renewal.doctor
+    assert code == 1
+    assert any("expired" in finding["title"].lower() for finding in report["findings"]), report
+    assert renewal.smoke.rc == 1
+    assert "certificate" in renewal.smoke.stdout + renewal.smoke.stderr
+
+
+def test_everything_changed_without_a_restart(renewal: Renewal, server: Host) -> None:
+    assert server.check_output(PROCESS) == renewal.process
+    assert server.check_output(SERVED) not in (renewal.served_expired, renewal.served_before)
+    assert server.check_output("redis-admin config get slowlog-max-len").split()[1] == "77"
+
+
+def test_no_secret_is_shown_by_the_run_that_changes_them(renewal: Renewal, site: Site) -> None:
+    new = site.secrets()
+    assert set(new) == set(renewal.old)
+    assert not set(new.values()) & set(renewal.old.values())
+    for secret in (*renewal.old.values(), *new.values()):
+        assert secret not in renewal.output
+
+
+def test_old_passwords_are_refused_and_new_ones_work(
+    renewal: Renewal, server: Host, worker: CeleryHost
+) -> None:
+    refused = server.run(
+        "redis-cli --no-auth-warning --tls --cacert /etc/redis/tls/ca.crt -h localhost "
+        f"--user celery-worker --pass {renewal.old['redis_worker_password']} ping"
+    )
+    assert "WRONGPASS" in refused.stderr
+    code = "app.backend.store_result('rotated', 1, 'SUCCESS'); print(app.AsyncResult('rotated').get())"
+    assert worker.python(code) == "1"
+
+
+def test_doctor_is_content_again(renewal: Renewal, worker: CeleryHost) -> None:
+    assert renewal.doctor[0] == 1
+    code, report = worker.cli("doctor --fail-on warning")
+    assert code == 0, json.dumps(report, indent=1)
