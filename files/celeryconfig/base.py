@@ -54,6 +54,9 @@ def _seconds(value: str) -> int:
 def _server(role: str) -> _Namespace:
     """Describe the server in one role, RESULT or BROKER, as the module of its backend expects it."""
     return _Namespace(
+        login=_read("LOGIN"),
+        # Results that are messages need a broker of their own kind.
+        broker=_os.environ.get("CELERYCONFIG_BROKER_NAME", ""),
         scheme=_read(f"{role}_SCHEME"),
         # host:port, an IPv6 address in brackets: fit for a URL; none where the database is a file.
         hosts=[host for host in _read(f"{role}_HOSTS").split(",") if host],
@@ -83,8 +86,16 @@ def _external_broker(url: str) -> dict[str, _Any]:
         "amqps": {"cert_reqs": _ssl.CERT_REQUIRED, "ca_certs": ca_file, "server_hostname": None},
         "rediss": {"ssl_cert_reqs": _ssl.CERT_REQUIRED, "ssl_ca_certs": ca_file, "ssl_check_hostname": True},
     }
-    tls = verified.get(url.partition("://")[0])
-    return {"broker_url": url} | ({"broker_use_ssl": tls} if tls else {})
+    # Unconfirmed, a refused task is lost in silence; without a limit, a dead server is waited for for ever.
+    amqp = {"confirm_publish": True, "read_timeout": 30, "write_timeout": 30}
+    redis = {"socket_connect_timeout": 5.0, "socket_timeout": 30.0, "socket_keepalive": True}
+    options = {"amqp": amqp, "amqps": amqp, "pyamqp": amqp, "redis": redis, "rediss": redis}
+    scheme = url.partition("://")[0]
+    return {
+        "broker_url": url,
+        **({"broker_use_ssl": verified[scheme]} if scheme in verified else {}),
+        **({"broker_transport_options": options[scheme]} if scheme in options else {}),
+    }
 
 
 # Stores and cleanups compare these times; some keep the wall clock of the app's zone.

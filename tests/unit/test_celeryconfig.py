@@ -214,6 +214,23 @@ def test_an_external_broker_with_tls_is_verified(load, url, expected):
     assert expected.items() <= module.broker_use_ssl.items()
 
 
+@pytest.mark.parametrize(
+    ("scheme", "option"),
+    [
+        ("amqps", {"confirm_publish": True, "read_timeout": 30}),
+        ("amqp", {"confirm_publish": True}),
+        ("rediss", {"socket_timeout": 30.0, "socket_keepalive": True}),
+    ],
+)
+def test_an_external_broker_loses_nothing_in_silence_and_is_not_waited_for_without_end(load, scheme, option):
+    module = load(COMMON, {"BROKER_URL": f"{scheme}://u:p@mq.example.com/0"})
+    assert option.items() <= module.broker_transport_options.items()
+
+
+def test_a_broker_of_another_kind_gets_no_options(load):
+    assert "broker_transport_options" not in settings(load(COMMON, {"BROKER_URL": "sqs://k:s@"}))
+
+
 def test_the_name_of_an_external_amqps_broker_is_verified_by_kombu(load):
     app = app_of(load(COMMON, {"BROKER_URL": "amqps://u:p@127.0.0.1:1//"}))
     with app.connection_for_write() as connection, pytest.raises(OSError, match="refused"):
