@@ -17,8 +17,14 @@ REFUSALS = (
     "wrong_name",
     "foreign_key",
     "client_write",
+    "broker_plain_text",
+    "broker_wrong_password",
+    "broker_no_password",
+    "broker_untrusted_ca",
+    "broker_wrong_name",
+    "broker_foreign_key",
 )
-WORDS = {"passed": "passed", "failed": "FAILED", "not_run": "not run"}
+WORDS = {"passed": "passed", "failed": "FAILED", "not_run": "not run", "not_offered": "not offered"}
 LABEL_WIDTH = 16
 
 
@@ -49,7 +55,7 @@ def smoke_failure(run: Mapping[str, Any]) -> str:
         return f"celery-results smoke ended with {run.get('rc')}: {run.get('stderr') or run.get('msg')}"
     checks = report["checks"]
     width = max(len(check["name"]) for check in checks)
-    lines = [f"{check['name']:<{width}}  {WORDS[check['status']]:<7}  {check['note']}" for check in checks]
+    lines = [f"{check['name']:<{width}}  {WORDS[check['status']]:<11}  {check['note']}" for check in checks]
     for check in checks:
         if check["status"] == "failed":
             lines += ["", f"{check['name']}: {check['note']}", f"  do: {check['remedy']}"]
@@ -62,9 +68,11 @@ def proven(report: Mapping[str, Any]) -> str:
     """Return what one host has proven."""
     passed = {check["name"] for check in report["checks"] if check["status"] == "passed"}
     refusals = len(passed.intersection(REFUSALS))
-    skipped = sum(check["status"] == "not_run" for check in report["checks"])
-    text = f"{len(passed) - refusals} checks and {refusals} refusals hold"
-    return f"{text}, {skipped} not run" if skipped else text
+    parts = [f"{len(passed) - refusals} checks and {refusals} refusals hold"]
+    for status in ("not_run", "not_offered"):
+        count = sum(check["status"] == status for check in report["checks"])
+        parts += [f"{count} {WORDS[status]}"] if count else []
+    return ", ".join(parts)
 
 
 def smoke_summary(

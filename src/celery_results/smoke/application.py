@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 _ENVIRONMENT = "CELERY_RESULTS_SMOKE_"
 # For a broker that can (RabbitMQ): what a killed run leaves behind goes by itself.
-_QUEUE_EXPIRES_SECONDS = 600
+QUEUE_EXPIRES_SECONDS = 600
 _BROKER_SECONDS = 10.0
 
 
@@ -64,7 +65,7 @@ def build(settings: str | Mapping[str, Any], run: Run) -> Any:  # noqa: ANN401 -
     """Make an app of the settings (a module's name, as users do, or their values) for this run."""
     app = Celery("celery_results.smoke", set_as_current=isinstance(settings, str))
     app.config_from_object(settings if isinstance(settings, str) else dict(settings))
-    app.conf.update(_own_settings(run))
+    app.conf.update(_own_settings(run, app.conf))
     tasks.register(app, run.directory)
     return app
 
@@ -74,9 +75,34 @@ def build_reader(settings: Mapping[str, Any], **changes: object) -> Any:  # noqa
     app = Celery("celery_results.smoke", set_as_current=False)
     app.config_from_object(dict(settings))
     options = dict(settings.get("result_backend_transport_options") or {})
-    options["retry_policy"] = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
-    app.conf.update(result_backend_always_retry=False, result_backend_transport_options=options, **changes)
+    once = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
+    options["retry_policy"] = once
+    app.conf.update(
+        result_backend_always_retry=False,
+        result_backend_transport_options=options,
+        # For results that travel over the broker. The name also keeps kombu from handing out the pooled
+        # connection of another app to the same server, whatever that app's TLS settings are.
+        broker_transport_options={
+            **(settings.get("broker_transport_options") or {}),
+            **once,
+            "client_properties": {"connection_name": f"celery-results-smoke-{uuid.uuid4()}"},
+        },
+        **changes,
+    )
     return app
+
+
+def dispose(app: Any) -> None:  # noqa: ANN401 - Celery has no types
+    """Close an app, and remove the queue of a backend to which results come as messages.
+
+    That queue goes by itself only if somebody has waited in it, and with result_expires otherwise.
+    """
+    try:
+        if replies := getattr(app.backend, "binding", None):
+            with app.connection_for_write() as connection:
+                replies(connection.default_channel).delete()
+    finally:
+        app.close()
 
 
 def connect_to_broker(settings: Mapping[str, Any]) -> None:
@@ -91,18 +117,30 @@ def connect_to_broker(settings: Mapping[str, Any]) -> None:
         app.close()
 
 
-def _own_settings(run: Run) -> dict[str, Any]:
-    exchange = Exchange("")  # type: ignore[no-untyped-call]
-    queue = Queue(  # type: ignore[no-untyped-call]
+def _queue(run: Run, deployed: Any) -> Queue:  # noqa: ANN401 - Celery has no types
+    """Make a queue of the deployed kind, declared by those logins that declare their queues."""
+    kind = deployed.task_default_exchange_type
+    foreign = any(queue.no_declare for queue in deployed.task_queues or ())
+    quorum = deployed.task_default_queue_type == "quorum"
+    # The nameless exchange of a direct queue needs no declaration; another goes with the queue.
+    name = "" if kind == "direct" else run.queue
+    exchange = Exchange(name, type=kind, auto_delete=True, no_declare=foreign)  # type: ignore[no-untyped-call]
+    return Queue(  # type: ignore[no-untyped-call]
         run.queue,
         exchange,
         routing_key=run.queue,
-        expires=_QUEUE_EXPIRES_SECONDS,
+        expires=QUEUE_EXPIRES_SECONDS,
+        queue_arguments={"x-queue-type": "quorum"} if quorum else None,
+        no_declare=foreign,
     )
+
+
+def _own_settings(run: Run, deployed: Any) -> dict[str, Any]:  # noqa: ANN401 - Celery has no types
+    name = "" if deployed.task_default_exchange_type == "direct" else run.queue
     own: dict[str, Any] = {
-        "task_queues": [queue],
+        "task_queues": [_queue(run, deployed)],
         "task_default_queue": run.queue,
-        "task_default_exchange": "",
+        "task_default_exchange": name,
         "task_default_routing_key": run.queue,
         "task_routes": None,
         "task_always_eager": False,

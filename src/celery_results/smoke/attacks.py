@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from celery_results.smoke import certificates
+from celery_results.smoke.catalog import BROKER_PREFIX
 from celery_results.smoke.outcome import NotRun
 from celery_results.smoke.refusals import Accepted, Target
 
@@ -33,6 +34,7 @@ class Attacks:
     monitor: Connection | None
     environ: Mapping[str, str]
     config_directory: Path
+    role: str = "RESULT"
 
     def run(self, entries: Iterable[Entry], session: Session) -> None:
         """Try each, once."""
@@ -44,10 +46,13 @@ class Attacks:
             config_directory=self.config_directory,
             directory=session.directory,
             result_key=_key(session),
+            role=self.role,
         )
-        attempts = {**certificates.ATTEMPTS, **self.plugin.ATTEMPTS}
+        own = self.plugin.ATTEMPTS if self.role == "RESULT" else self.plugin.BROKER_ATTEMPTS
+        attempts = {**certificates.ATTEMPTS, **own}
         for entry in entries:
-            self.recorder.step(entry, _attempt(attempts.get(entry.name), target, session))
+            attempt = attempts.get(entry.name.removeprefix(BROKER_PREFIX))
+            self.recorder.step(entry, _attempt(attempt, target, session))
 
 
 def _key(session: Session) -> str:

@@ -22,6 +22,7 @@ class Kind(Enum):
     TASKS = auto()  # a worker
     REFUSAL = auto()  # nothing but the server
     REFUSAL_OF_A_RESULT = auto()  # a stored result, where this host can store one
+    REFUSAL_OF_THE_BROKER = auto()  # a deployed broker with a login of its own
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,14 @@ class Entry:
     kind: Kind
     remedy: str
     steps: Callable[[Session], Steps] | None = None
+    # For a backend that does not offer it: what shows that it really is so.
+    absence: Callable[[Session], Steps] | None = None
 
 
-def _tasks(steps: Callable[[Session], Steps], remedy: str) -> Entry:
-    return Entry(steps.__name__, _title(steps), Kind.TASKS, remedy, steps)
+def _tasks(
+    steps: Callable[[Session], Steps], remedy: str, absence: Callable[[Session], Steps] | None = None
+) -> Entry:
+    return Entry(steps.__name__, _title(steps), Kind.TASKS, remedy, steps, absence)
 
 
 def _title(function: Callable[..., object]) -> str:
@@ -56,12 +61,15 @@ _TLS_SETTINGS = (
 )
 _ACL = "take the permission from this login: run site.yml for the server again"
 
-CATALOG = (
+BROKER_PREFIX = "broker_"
+
+_RESULTS = (
     Entry("witness", "Read the result that another host has stored", Kind.WITNESS, _SAME_STORE),
     _tasks(checks.value, _SAME_STORE),
+    _tasks(checks.second_read, _SAME_STORE, checks.single_read),
     _tasks(checks.exception, _SERIALIZER),
     _tasks(checks.retry, _BROKER),
-    _tasks(checks.progress_state, _SAME_STORE),
+    _tasks(checks.progress_state, _SAME_STORE, checks.progress_message),
     _tasks(canvas.group, _SAME_STORE),
     _tasks(canvas.group_save_restore, _GROUPS),
     _tasks(canvas.chord, _GROUPS),
@@ -97,5 +105,16 @@ CATALOG = (
     ),
     Entry("foreign_key", "Use this login outside of Celery's keys", Kind.REFUSAL, _ACL),
     Entry("client_write", "Have the client's login write a result", Kind.REFUSAL_OF_A_RESULT, _ACL),
+)
+CATALOG = (
+    *_RESULTS,
+    # The broker is attacked as the result store is, where it is another server or another login.
+    *(
+        Entry(
+            f"{BROKER_PREFIX}{entry.name}", f"Broker: {entry.title}", Kind.REFUSAL_OF_THE_BROKER, entry.remedy
+        )
+        for entry in _RESULTS
+        if entry.kind is Kind.REFUSAL
+    ),
 )
 NAMES = tuple(entry.name for entry in CATALOG)

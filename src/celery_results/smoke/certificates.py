@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from celery_results.settings import load_settings
-from celery_results.smoke.application import build_reader
+from celery_results.settings import connection_from_env, load_settings
+from celery_results.smoke.application import build_reader, connect_to_broker, dispose
 from celery_results.smoke.diagnosis import is_certificate_error, is_name_error
 from celery_results.smoke.refusals import Accepted
 
@@ -39,19 +39,17 @@ def read_nothing(config_directory: Path, environ: Mapping[str, str]) -> None:
     try:
         reader.backend.get_task_meta(str(uuid.uuid4()))
     finally:
-        reader.close()
+        dispose(reader)
 
 
 def untrusted_ca(target: Target) -> str:
     """Trust another authority than the one that signed the server's certificate."""
     _need_tls(target)
-    read_nothing(target.config_directory, target.environ)
+    _ask(target, target.environ)
     other = target.directory / "other-ca.crt"
     other.write_bytes(_certificate_authority())
     try:
-        read_nothing(
-            target.config_directory, {**target.environ, "CELERYCONFIG_RESULT_TLS_CA_FILE": str(other)}
-        )
+        _ask(target, _changed(target, "TLS_CA_FILE", str(other)))
     except Exception as error:
         if is_certificate_error(error):
             return "the settings verify the chain"
@@ -62,17 +60,35 @@ def untrusted_ca(target: Target) -> str:
 def wrong_name(target: Target) -> str:
     """Reach the server by an address that its certificate does not bear."""
     _need_tls(target)
-    read_nothing(target.config_directory, target.environ)
+    _ask(target, target.environ)
     try:
         with _forwarder(target.login.hosts[0]) as (host, port):
-            read_nothing(
-                target.config_directory, {**target.environ, "CELERYCONFIG_RESULT_HOSTS": f"{host}:{port}"}
-            )
+            _ask(target, _changed(target, "HOSTS", f"{host}:{port}"))
     except Exception as error:
         if is_name_error(error):
             return "the settings verify the name"
         raise
     raise Accepted("the settings talk to any server with a certificate of this authority")
+
+
+def _ask(target: Target, environ: Mapping[str, str]) -> None:
+    if target.role == "RESULT":
+        read_nothing(target.config_directory, environ)
+    else:
+        connect_to_broker(load_settings(target.config_directory, environ))
+
+
+def _changed(target: Target, name: str, value: str) -> dict[str, str]:
+    """Change one variable of the server; results that travel over the broker take the broker's."""
+    changed = {**target.environ, f"CELERYCONFIG_{target.role}_{name}": value}
+    broker = connection_from_env(target.environ, "BROKER")
+    if (
+        target.role == "RESULT"
+        and broker
+        and (broker.name, broker.hosts) == (target.login.name, target.login.hosts)
+    ):
+        changed[f"CELERYCONFIG_BROKER_{name}"] = value
+    return changed
 
 
 def _need_tls(target: Target) -> None:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from celery.result import AsyncResult
 
 from celery_results.smoke import tasks
 from celery_results.smoke.outcome import CheckFailed, NotRun
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Mapping
 
     from celery_results.smoke.session import Session
 
@@ -51,9 +53,31 @@ def value(session: Session) -> Steps:
     result = session.send("echo", {"answer": 42})
     yield
     expect({"answer": 42}, session.get(result), "the value")
-    expect("SUCCESS", session.fresh(result.id).state, "the state, read again")
+    expect("SUCCESS", result.state, "the state")
     session.victim = result
     return "stored by the worker, read by the client"
+
+
+def second_read(session: Session) -> Steps:
+    """Read a result that was read before, as another process does."""
+    result = session.send("echo", "to be read twice")
+    yield
+    session.get(result)
+    with session.another_app() as app:
+        again = AsyncResult(result.id, app=app)
+        expect(["SUCCESS", "to be read twice"], [again.state, again.result], "the second reader's view")
+    return "a second app reads it too"
+
+
+def single_read(session: Session) -> Steps:
+    """Show that a result reaches whoever sent the task, once, and nobody else."""
+    result = session.send("echo", "to be read once")
+    yield
+    session.get(result)
+    with session.another_app() as app:
+        again = AsyncResult(result.id, app=app)
+        expect("PENDING", again.state, "the second reader's view")
+    return "the sender had it, a second reader sees PENDING"
 
 
 def exception(session: Session) -> Steps:
@@ -66,9 +90,8 @@ def exception(session: Session) -> Steps:
         expect(["expected", 42], list(error.args), "the exception's arguments")
     else:
         raise CheckFailed(f"get() returned {found!r:.60} instead of raising")
-    again = session.fresh(result.id)
-    expect("FAILURE", again.state, "the state")
-    if "ExpectedFailureError" not in (again.traceback or ""):
+    expect("FAILURE", result.state, "the state")
+    if "ExpectedFailureError" not in (result.traceback or ""):
         raise CheckFailed("the stored traceback does not name the exception")
     return f"{tasks.ExpectedFailureError.__name__} raised at the client, traceback stored"
 
@@ -94,6 +117,23 @@ def progress_state(session: Session) -> Steps:
     yield
     expect(True, session.get(result), "the value after the progress")  # noqa: FBT003 - compared, not a flag
     return "custom state PROGRESS and its meta data seen"
+
+
+def progress_message(session: Session) -> Steps:
+    """Receive a state of the task's own while waiting for the result."""
+    states = []
+
+    def take(meta: Mapping[str, Any]) -> None:
+        states.append([meta["status"], meta["result"]])
+        tasks.seen_file(session.directory, meta["task_id"]).touch()
+
+    # Alone: a message that comes while the app waits for another task is shown to nobody.
+    with session.another_app() as app:
+        result = app.tasks[f"{tasks.PREFIX}progress"].delay(session.timeout_seconds)
+        yield
+        expect(True, session.get(result, on_message=take), "the value after the progress")  # noqa: FBT003
+    expect(["PROGRESS", tasks.PROGRESS], states[0], "the first message")
+    return "get(on_message=...) received PROGRESS"
 
 
 def forget(session: Session) -> Steps:

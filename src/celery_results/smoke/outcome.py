@@ -1,4 +1,4 @@
-"""What a check says: it held, it failed, or it could not be run here."""
+"""What a check says: it held, it failed, it could not be run here, or the backend does not offer it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from enum import StrEnum
 
 
 class Status(StrEnum):
-    """The three answers; only `failed` makes the exit code 1."""
+    """The four answers; only `failed` makes the exit code 1."""
 
     PASSED = "passed"
     FAILED = "failed"
     NOT_RUN = "not_run"
+    NOT_OFFERED = "not_offered"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from celery_results.smoke.outcome import CheckFailed, NotRun, Outcome, Status
 from celery_results.smoke.refusals import Accepted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from celery_results.redaction import Redactor
     from celery_results.smoke.catalog import Entry
@@ -23,8 +23,11 @@ if TYPE_CHECKING:
 class Recorder:
     """The outcomes of one run, by name."""
 
-    def __init__(self, redactor: Redactor, hints: Sequence[Hint]) -> None:
-        """Know the secrets not to print, and what the server's messages mean."""
+    def __init__(
+        self, redactor: Redactor, hints: Sequence[Hint], not_offered: Mapping[str, str] | None = None
+    ) -> None:
+        """Know the secrets not to print, what the server's messages mean, and what it does not offer."""
+        self._not_offered = not_offered or {}
         self._redactor = redactor
         self._hints = hints
         self._outcomes: dict[str, Outcome] = {}
@@ -50,7 +53,11 @@ class Recorder:
         try:
             next(steps)
         except StopIteration as end:
-            self._record(entry, Status.PASSED, end.value)
+            absent = self._not_offered.get(entry.name)
+            if absent is None:
+                self._record(entry, Status.PASSED, end.value)
+            else:
+                self._record(entry, Status.NOT_OFFERED, f"{absent}; shown: {end.value}")
         except (CheckFailed, Accepted) as answer:
             self._fail(
                 entry, str(answer), getattr(answer, "remedy", ""), accepted=isinstance(answer, Accepted)
@@ -67,6 +74,10 @@ class Recorder:
     def not_run(self, entry: Entry, why: str) -> None:
         """Record that a check makes no sense here."""
         self._record(entry, Status.NOT_RUN, f"not run here: {why}")
+
+    def not_offered(self, entry: Entry) -> None:
+        """Record what this backend does not have, and says so."""
+        self._record(entry, Status.NOT_OFFERED, self._not_offered[entry.name])
 
     def fail_the_rest(self, entries: Iterable[Entry], why: str) -> None:
         """Record a failure for every check that has no outcome yet."""

@@ -15,8 +15,18 @@ if TYPE_CHECKING:
 
     from celery_results.smoke.runner import Report
 
-_WORDS = {Status.PASSED: "passed", Status.FAILED: "FAILED", Status.NOT_RUN: "not run"}
-_STYLES = {Status.PASSED: "green", Status.FAILED: "bold red", Status.NOT_RUN: "dim"}
+_WORDS = {
+    Status.PASSED: "passed",
+    Status.FAILED: "FAILED",
+    Status.NOT_RUN: "not run",
+    Status.NOT_OFFERED: "not offered",
+}
+_STYLES = {
+    Status.PASSED: "green",
+    Status.FAILED: "bold red",
+    Status.NOT_RUN: "dim",
+    Status.NOT_OFFERED: "dim",
+}
 
 
 def as_json(report: Report) -> str:
@@ -59,10 +69,8 @@ def print_text(report: Report, stream: TextIO) -> None:
     else:
         stream.write(f"{heading}\n")
         for outcome in report.outcomes:
-            line = (
-                f"{outcome.name:<19} {_WORDS[outcome.status]:<8} {outcome.milliseconds:>6} ms  {outcome.note}"
-            )
-            stream.write(f"{line}\n")
+            word = f"{outcome.name:<19} {_WORDS[outcome.status]:<11}"
+            stream.write(f"{word} {outcome.milliseconds:>6} ms  {outcome.note}\n")
     stream.write(_after_the_table(report))
     stream.flush()
 
@@ -89,6 +97,7 @@ def _after_the_table(report: Report) -> str:
     verdict = "all that was run holds" if report.ok else "NOT proven"
     lines.append(
         f"\n{verdict}: {count[Status.PASSED]} passed, {count[Status.FAILED]} failed, "
-        f"{count[Status.NOT_RUN]} not run",
+        f"{count[Status.NOT_RUN]} not run"
+        + (f", {count[Status.NOT_OFFERED]} not offered" if count[Status.NOT_OFFERED] else ""),
     )
     return "\n".join(lines) + "\n"

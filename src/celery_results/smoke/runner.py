@@ -9,14 +9,14 @@ import signal
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from celery_results import interruption
 from celery_results.errors import CeleryResultsError, SettingsError, UnreachableError
 from celery_results.redaction import redactor_for
 from celery_results.settings import connection_from_env, load_settings
 from celery_results.smoke import refusals
-from celery_results.smoke.application import Run, build, connect_to_broker
+from celery_results.smoke.application import QUEUE_EXPIRES_SECONDS, Run, build, connect_to_broker, dispose
 from celery_results.smoke.attacks import Attacks
 from celery_results.smoke.catalog import CATALOG, Entry, Kind
 from celery_results.smoke.certificates import read_nothing
@@ -62,7 +62,18 @@ class Plan:
         names = self.names
         if self.keep_witness or any(e.name in names and e.kind is Kind.REFUSAL_OF_A_RESULT for e in CATALOG):
             names |= {"value"}  # which stores the result that is attacked, or kept
+        if self.broker is None:
+            kinds = tuple(kind for kind in kinds if kind is not Kind.REFUSAL_OF_THE_BROKER)
         return [entry for entry in CATALOG if entry.name in names and entry.kind in kinds]
+
+    @property
+    def broker(self) -> Connection | None:
+        """Give the deployed broker, where it is another server than the result store, or another login."""
+        broker, results = connection_from_env(self.environ, "BROKER"), connection_from_env(self.environ)
+        if broker is None or results is None:
+            return None
+        same = (broker.hosts, broker.username) == (results.hosts, results.username)
+        return None if same else broker
 
 
 @dataclass(frozen=True)
@@ -115,7 +126,10 @@ class Smoke:
         plugin_is_needed = plan.selected(Kind.REFUSAL, Kind.REFUSAL_OF_A_RESULT)
         find = refusals.load if plugin_is_needed else refusals.find
         self._plugin = find(self._connection.name)
-        self._recorder = Recorder(self._redactor, self._plugin.HINTS if self._plugin else ())
+        self._not_offered = self._plugin.NOT_OFFERED if self._plugin else {}
+        brokers = refusals.find(plan.broker.name) if plan.broker else None
+        self._hints = [hint for plugin in (self._plugin, brokers) if plugin for hint in plugin.HINTS]
+        self._recorder = Recorder(self._redactor, self._hints, self._not_offered)
         self._log_tail = ""
         self._witness = ""
         self._leftovers: list[str] = []
@@ -168,7 +182,7 @@ class Smoke:
             raise
         except (Exception, OutOfTime) as error:
             found = describe(error)
-            remedy = remedy_for(found, self._plugin.HINTS if self._plugin else ())
+            remedy = remedy_for(found, self._hints)
             remedy = remedy or "see CELERYCONFIG_RESULT_* in the env file, and the server's log"
             raise UnreachableError(
                 expected=f"{server} to answer the login of the settings",
@@ -204,8 +218,9 @@ class Smoke:
             with _time_limit(_REFUSALS_SECONDS):
                 self._read_witness(session)
                 self._attack(session, *kinds)
+                self._attack_broker(session)
         finally:
-            session.app.close()
+            dispose(session.app)
 
     def _run_with_worker(self, directory: Path) -> None:
         run = Run(
@@ -222,6 +237,7 @@ class Smoke:
                 with _time_limit(_REFUSALS_SECONDS):
                     self._read_witness(session)
                     self._attack(session, Kind.REFUSAL)
+                    self._attack_broker(session)
                 worker.wait_until_ready(max(_START_SECONDS, self._plan.timeout_seconds))
                 with _time_limit(self._plan.timeout_seconds + _SECONDS_BESIDE_TASKS):
                     self._run_tasks(session, worker)
@@ -233,12 +249,18 @@ class Smoke:
     def _run_tasks(self, session: Session, worker: Worker) -> None:
         entries = {entry.name: entry for entry in self._plan.selected(Kind.TASKS)}
         session.start_clock()
-        going = {name: entry.steps(session) for name, entry in entries.items() if entry.steps}
+        going = {}
+        for name, entry in entries.items():
+            steps = entry.absence if name in self._not_offered else entry.steps
+            if steps:
+                going[name] = steps(session)
+            else:
+                self._recorder.not_offered(entry)
         for _ in range(_ROUNDS_WITH_WORKER):
             going = {
                 name: steps for name, steps in going.items() if self._recorder.step(entries[name], steps)
             }
-        if session.victim is not None and self._plan.keep_witness:
+        if session.victim is not None and self._plan.keep_witness and "witness" not in self._not_offered:
             self._witness = session.victim.id
         worker.ask_to_stop()
         self._attack(session, Kind.REFUSAL_OF_A_RESULT)
@@ -248,11 +270,21 @@ class Smoke:
             }
 
     def _session(self, run: Run) -> Session:
-        return Session(build(self._client_settings, run), run.directory, self._plan.timeout_seconds)
+        def make_app() -> Any:  # noqa: ANN401 - Celery has no types
+            app = build(self._client_settings, run)
+            if "expiry" in self._not_offered:  # what expires is a queue, and a killed run leaves one
+                app.conf.result_expires = QUEUE_EXPIRES_SECONDS
+            return app
+
+        return Session(make_app(), run.directory, self._plan.timeout_seconds, make_app)
 
     def _read_witness(self, session: Session) -> None:
         for entry in self._entries():
-            if entry.kind is Kind.WITNESS:
+            if entry.kind is not Kind.WITNESS:
+                continue
+            if entry.name in self._not_offered:
+                self._recorder.not_offered(entry)
+            else:
                 self._recorder.step(entry, _witness(session, self._plan.witness))
 
     def _attack(self, session: Session, *kinds: Kind) -> None:
@@ -269,6 +301,20 @@ class Smoke:
                 config_directory=self._plan.config_directory,
             ).run(entries, session)
 
+    def _attack_broker(self, session: Session) -> None:
+        entries, broker = self._plan.selected(Kind.REFUSAL_OF_THE_BROKER), self._plan.broker
+        if entries and broker:
+            Attacks(
+                plugin=refusals.load(broker.name),
+                recorder=self._recorder,
+                login=broker,
+                client=None,
+                monitor=None,
+                environ=self._plan.environ,
+                config_directory=self._plan.config_directory,
+                role="BROKER",
+            ).run(entries, session)
+
     def _clean(self, session: Session) -> None:
         forget_chord = self._plugin.forget_chord if self._plugin else None
         try:
@@ -276,10 +322,11 @@ class Smoke:
                 self._leftovers += session.remove_all(forget_chord, self._witness)
         except OutOfTime:
             self._leftovers.append("results of this run: the server does not answer")
-        session.app.close()
+        with contextlib.suppress(Exception, OutOfTime), _time_limit(_CLEANING_SECONDS):
+            dispose(session.app)
 
     def _delete_queue(self, run: Run) -> None:
-        app = build(self._client_settings, run)
+        app = build(self._settings, run)  # the client may be one that declares and deletes no queue
         try:
             with _time_limit(_CLEANING_SECONDS), app.connection_for_write() as connection:
                 connection.default_channel.queue_delete(run.queue)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -10,11 +11,12 @@ from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import AsyncResult, GroupResult
 
 from celery_results import interruption
+from celery_results.smoke.application import dispose
 from celery_results.smoke.outcome import CheckFailed
 from celery_results.smoke.tasks import PREFIX
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 POLL_SECONDS = 0.05
@@ -27,6 +29,8 @@ class Session:
     app: Any
     directory: Path
     timeout_seconds: float
+    # Another app with the same settings, and what removes what it has left on the server.
+    make_app: Callable[[], Any]
     # A stored result that stays until the end: attacks aim at it, and it may be the witness.
     victim: Any = None
     _deadline: float = 0.0
@@ -54,10 +58,10 @@ class Session:
         self._made.append(result)
         return result
 
-    def get(self, result: Any) -> Any:  # noqa: ANN401 - Celery has no types
+    def get(self, result: Any, **options: object) -> Any:  # noqa: ANN401 - Celery has no types
         """Wait for a result within the time that is left."""
         try:
-            return result.get(timeout=self.left(), interval=POLL_SECONDS)
+            return result.get(timeout=self.left(), interval=POLL_SECONDS, **options)
         except (TimeoutError, CeleryTimeoutError):
             state = getattr(result, "state", "incomplete")
             raise CheckFailed(f"no result within {self.timeout_seconds:g} s: state {state}") from None
@@ -65,6 +69,15 @@ class Session:
     def fresh(self, task_id: str) -> Any:  # noqa: ANN401 - Celery has no types
         """Look at a task through an object that has cached nothing."""
         return AsyncResult(task_id, app=self.app)
+
+    @contextlib.contextmanager
+    def another_app(self) -> Iterator[Any]:
+        """Give an app that shares nothing with ours but the settings."""
+        app = self.make_app()
+        try:
+            yield app
+        finally:
+            dispose(app)
 
     def wait_for(self, condition: Callable[[], bool], seconds: float | None = None) -> bool:
         """Poll until the condition holds, or the time is over."""
@@ -99,6 +112,7 @@ class Session:
         for group in (result, header):
             if isinstance(group, GroupResult):
                 group.forget()
-                group.delete()
+                with contextlib.suppress(NotImplementedError):  # a backend that saves none has none
+                    group.delete()
                 if forget_chord:
                     forget_chord(self.app.backend, group.id)

@@ -56,10 +56,10 @@ class ExpectedFailureError(Exception):
 def register(app: Any, directory: Path) -> None:  # noqa: ANN401 - Celery has no types
     """Give the app the tasks; the same names on both sides."""
     for function in (echo, add, multiply, total, fail, large):
-        app.task(name=f"{PREFIX}{function.__name__}")(function)
-    app.task(name=f"{PREFIX}retry_once", bind=True, max_retries=1)(retry_once)
-    app.task(name=f"{PREFIX}progress", bind=True)(_progress_in(directory))
-    app.task(name=f"{PREFIX}short_lived", bind=True)(short_lived)
+        app.task(name=f"{PREFIX}{function.__name__}", shared=False)(function)
+    app.task(name=f"{PREFIX}retry_once", bind=True, max_retries=1, shared=False)(retry_once)
+    app.task(name=f"{PREFIX}progress", bind=True, shared=False)(_progress_in(directory))
+    app.task(name=f"{PREFIX}short_lived", bind=True, shared=False)(short_lived)
 
 
 def echo(value: object) -> object:

@@ -34,6 +34,8 @@ class Target:
     directory: Path
     # Where the server keeps a result; of a task that does not exist, where this host cannot store one.
     result_key: str
+    # Which of the settings lead to the login's server: CELERYCONFIG_<role>_*.
+    role: str = "RESULT"
 
 
 class Accepted(Exception):  # noqa: N818 - an answer, not an accident
@@ -51,8 +53,16 @@ class Plugin(Protocol):
         """Give the attempts of this backend, by the names in the catalog."""
 
     @property
+    def BROKER_ATTEMPTS(self) -> Mapping[str, Attempt]:  # noqa: N802 - a module's constant
+        """Give the attempts on it as a broker, by the same names; none where it is no broker."""
+
+    @property
     def HINTS(self) -> Sequence[Hint]:  # noqa: N802 - a module's constant
         """Give what this server's messages mean, and what to do."""
+
+    @property
+    def NOT_OFFERED(self) -> Mapping[str, str]:  # noqa: N802 - a module's constant
+        """Give the checks of what this backend does not have by design, each with the reason."""
 
     def forget_chord(self, backend: Any, group_id: str) -> None:  # noqa: ANN401 - Celery has no types
         """Remove what Celery itself leaves of a chord."""

@@ -221,6 +221,9 @@ def forget_chord(backend: object, group_id: str) -> None:
     """Do nothing: a chord leaves no more than the group, which is deleted like any."""
 
 
+BROKER_ATTEMPTS: Mapping[str, Attempt] = {}
+NOT_OFFERED: Mapping[str, str] = {}
+
 ATTEMPTS: Mapping[str, Attempt] = {
     "plain_text": plain_text,
     "wrong_password": wrong_password,

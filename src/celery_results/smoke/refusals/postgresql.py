@@ -233,6 +233,9 @@ def forget_chord(backend: Any, group_id: str) -> None:  # noqa: ANN401 - Celery 
     del backend, group_id
 
 
+BROKER_ATTEMPTS: Mapping[str, Attempt] = {}
+NOT_OFFERED: Mapping[str, str] = {}
+
 ATTEMPTS: Mapping[str, Attempt] = {
     "plain_text": plain_text,
     "wrong_password": wrong_password,

@@ -153,6 +153,21 @@ def foreign_key(target: Target) -> str:
     return f"{target.login.username}: {len(commands)} ways, all refused"
 
 
+def broker_foreign_key(target: Target) -> str:
+    """Have the broker's login read and forge results, list all keys, administer the server."""
+    commands: dict[str, tuple[Any, ...]] = {
+        "read a result": ("GET", target.result_key),
+        "forge a result": ("SET", target.result_key, "forged", "EX", _KEPT_SECONDS, "NX"),
+        "announce a result": ("PUBLISH", f"{target.result_key}-foreign", "forged"),
+        "list keys": ("SCAN", 0, "COUNT", 1),
+        "read the configuration": ("CONFIG", "GET", "port"),
+    }
+    allowed = _allowed(target.login, commands, target.result_key)
+    if allowed:
+        raise Accepted(f"{target.login.username or 'default'} may {', '.join(allowed)}")
+    return f"{target.login.username}: {len(commands)} ways, all refused"
+
+
 def client_write(target: Target) -> str:
     """Have the client's login overwrite a result, and announce a forged one."""
     if target.client is None:
@@ -186,10 +201,18 @@ def forget_chord(backend: Any, group_id: str) -> None:  # noqa: ANN401 - Celery 
     backend.client.delete(*(backend.get_key_for_group(group_id, suffix) for suffix in _CHORD_SUFFIXES))
 
 
+NOT_OFFERED: Mapping[str, str] = {}
+
 ATTEMPTS: Mapping[str, Attempt] = {
     "plain_text": plain_text,
     "wrong_password": wrong_password,
     "no_password": no_password,
     "foreign_key": foreign_key,
     "client_write": client_write,
+}
+BROKER_ATTEMPTS: Mapping[str, Attempt] = {
+    "plain_text": plain_text,
+    "wrong_password": wrong_password,
+    "no_password": no_password,
+    "foreign_key": broker_foreign_key,
 }

@@ -157,6 +157,9 @@ def forget_chord(backend: Any, group_id: str) -> None:  # noqa: ANN401 - Celery 
     del backend, group_id
 
 
+BROKER_ATTEMPTS: Mapping[str, Attempt] = {}
+NOT_OFFERED: Mapping[str, str] = {}
+
 ATTEMPTS: Mapping[str, Attempt] = {
     "plain_text": _no_server,
     "wrong_password": _no_login,
