@@ -17,7 +17,11 @@ from celery_results.doctor.report import as_json, print_report
 from celery_results.doctor.subject import Subject
 from celery_results.redaction import Redactor
 
-SETTINGS = 'result_backend = "rpc://"\nbroker_transport_options = {"confirm_publish": True}\n'
+SETTINGS = """
+result_backend = "rpc://"
+result_persistent = True
+broker_transport_options = {"confirm_publish": True}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +69,16 @@ def test_severities_are_ordered():
 
 def test_every_server_module_has_what_is_called():
     for module in servers.every():
-        assert module.ALIASES
-        assert callable(module.check_settings)
-        assert callable(module.check_server)
+        kinds = [
+            functions
+            for names, functions in (
+                ("ALIASES", ("check_settings", "check_server")),
+                ("BROKER_SCHEMES", ("check_broker_settings", "check_broker")),
+            )
+            if getattr(module, names, None)
+        ]
+        assert kinds, f"{module} is neither for results nor for a broker"
+        assert all(callable(getattr(module, name)) for functions in kinds for name in functions)
 
 
 FOUND = [
@@ -116,15 +127,29 @@ def run(capsys, *arguments):
 
 
 def test_exit_code_follows_the_threshold(tmp_path, capsys):
-    (tmp_path / "celeryconfig.py").write_text(SETTINGS + "result_persistent = True\n")
+    (tmp_path / "celeryconfig.py").write_text(SETTINGS + "result_compression = 'gzip'\n")
     code, out, _ = run(capsys, "--config-directory", tmp_path, "--json")
     assert code == 0
     report = json.loads(out)
     assert report["ok"]
-    assert report["counts"] == {"error": 0, "warning": 1, "info": 2}
+    assert report["counts"] == {"error": 0, "warning": 1, "info": 3}
     code, out, _ = run(capsys, "--config-directory", tmp_path, "--json", "--fail-on", "warning")
     assert code == 1
     assert not json.loads(out)["ok"]
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("amqp://127.0.0.1:1//", "rpc result backend, amqp broker;"),
+        ("s3cret:x://h", "rpc result backend, unreadable broker;"),
+    ],
+)
+def test_report_says_which_broker_was_examined(tmp_path, capsys, url, said):
+    (tmp_path / "celeryconfig.py").write_text(f"{SETTINGS}broker_url = {url!r}\n")
+    _, out, _ = run(capsys, "--config-directory", tmp_path)
+    assert said in out
+    assert "s3cret" not in out
 
 
 def test_error_fails_by_default(tmp_path, capsys):

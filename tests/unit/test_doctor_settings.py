@@ -263,19 +263,43 @@ def test_database_that_is_right(settings):
     assert codes(database.check_settings, settings) == []
 
 
+RPC = {
+    "result_backend": "rpc://",
+    "result_persistent": True,
+    "broker_transport_options": {"confirm_publish": True},
+}
+
+
 @pytest.mark.parametrize(
     ("code", "settings"),
     [
-        ("CRB402", {"result_persistent": True}),
         ("CRB403", {"result_compression": "gzip"}),
         ("CRB404", {"broker_transport_options": {}}),
         ("CRB405", {"result_expires": 0}),
     ],
 )
 def test_rpc(code, settings):
-    good = {"result_backend": "rpc://", "broker_transport_options": {"confirm_publish": True}}
-    assert codes(rpc.check_settings, good) == ["CRB401"]
-    assert codes(rpc.check_settings, good | settings) == ["CRB401", code]
+    assert codes(rpc.check_settings, RPC) == ["CRB401", "CRB402"]
+    assert codes(rpc.check_settings, RPC | settings) == ["CRB401", "CRB402", code]
+
+
+def test_rpc_says_what_becomes_of_results_that_wait():
+    assert codes(rpc.check_settings, RPC | {"result_persistent": False}) == ["CRB401", "CRB407"]
+
+
+@pytest.mark.parametrize(
+    ("code", "broker"),
+    [("CRB002", None), ("CRB406", "redis://h/0"), ("CRB406", "sqs://k:s3cret@"), ("CRB406", "memory://")],
+)
+def test_rpc_without_rabbitmq(code, broker):
+    (finding,) = rpc.check_server(Subject(raw=RPC | {"broker_url": broker}))
+    assert finding.code == code
+    assert "s3cret" not in finding.found
+
+
+@pytest.mark.parametrize("broker", ["amqps://h", "amqp://h", "pyamqp://h", "h"])
+def test_rpc_with_rabbitmq_leaves_the_server_to_the_broker(broker):
+    assert codes(rpc.check_server, RPC | {"broker_url": broker}) == []
 
 
 def test_secrets_are_found_wherever_they_hide():

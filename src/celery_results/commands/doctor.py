@@ -71,4 +71,6 @@ def _examined(subject: Subject, directory: Path, module: str) -> str:
     source = subject.sources[0] if subject.sources else directory / module
     login = "the monitor login" if subject.monitor_settings else "the login of the settings"
     backend = subject.backend_name if subject.alias else "no"
-    return f"{source}; {backend} result backend; server state read with {login}"
+    scheme = subject.broker_scheme
+    broker = f", {scheme if scheme.isidentifier() else 'unreadable'} broker" if scheme else ""
+    return f"{source}; {backend} result backend{broker}; server state read with {login}"

@@ -79,7 +79,7 @@ def check(subject: Subject) -> Iterator[Finding]:
         return
     yield from _alias(subject)
     for url in subject.url.split(";"):
-        yield from _encoding(url)
+        yield from encoding(url)
 
 
 def _alias(subject: Subject) -> Iterator[Finding]:
@@ -109,14 +109,16 @@ def _alias(subject: Subject) -> Iterator[Finding]:
     )
 
 
-def _encoding(url: str) -> Iterator[Finding]:
+def encoding(url: str, setting: str = "") -> Iterator[Finding]:
+    """Judge how user and password are written in a URL; a setting is named where it is another than usual."""
+    said = f"{setting}: the part" if setting else "the part"
     rest = url.partition("://")[2]
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     if "@" in rest.partition("?")[0] and "@" not in authority and ":" in authority:
-        yield CUT_URL.finding("the part before the @ holds a /, ? or #, so that Celery reads another host")
+        yield CUT_URL.finding(f"{said} before the @ holds a /, ? or #, so that Celery reads another host")
     elif "@" not in authority and "@" in rest and re.match(r"[^/]*:[^/]*[?#]", rest):
-        yield CUT_URL.finding("the part before the @ holds a ? or #, so that Celery reads another host")
+        yield CUT_URL.finding(f"{said} before the @ holds a ? or #, so that Celery reads another host")
     elif authority.count("@") > 1:
-        yield RAW_PASSWORD.finding("the part before the host holds an @")
+        yield RAW_PASSWORD.finding(f"{said} before the host holds an @")
     elif "@" in authority and re.search(r"%(?![0-9A-Fa-f]{2})", authority):
-        yield RAW_PASSWORD.finding("the part before the host holds a % that starts no percent code")
+        yield RAW_PASSWORD.finding(f"{said} before the host holds a % that starts no percent code")

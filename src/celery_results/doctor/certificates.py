@@ -16,8 +16,20 @@ from cryptography import x509
 TIMEOUT_SECONDS: Final = 5.0
 # OpenSSL's X509_V_ERR_*: the dates are judged from the certificate itself.
 _DATE_ERRORS: Final = frozenset({9, 10})
-# Every answer of a Redis server starts with one of these; a TLS record does not.
-_PLAIN_ANSWERS: Final = (b"+", b"-")
+
+
+@dataclass(frozen=True)
+class Greeting:
+    """What a client says first, and how every answer to it begins, also a refusal; no TLS record does."""
+
+    said: bytes
+    answers: tuple[bytes, ...]
+
+
+REDIS: Final = Greeting(b"PING\r\n", (b"+", b"-"))
+# A frame of connection.start, or the header of the version that the server has.
+AMQP: Final = Greeting(b"AMQP\x00\x00\x09\x01", (b"\x01\x00\x00", b"AMQP"))
+HTTP: Final = Greeting(b"GET / HTTP/1.0\r\n\r\n", (b"HTTP/",))
 
 
 @dataclass(frozen=True)
@@ -27,11 +39,15 @@ class Authority:
     ca_file: str | None = None
     cert_file: str | None = None
     key_file: str | None = None
+    alone: bool = False  # the system's authorities do not count beside the named one
 
     def context(self) -> ssl.SSLContext:
         """Build what a client with these files would use."""
-        # Like redis-py: the system's authorities count beside the named one.
-        context = ssl.create_default_context()
+        if self.alone and self.ca_file:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        else:
+            # Like redis-py: the system's authorities count beside the named one.
+            context = ssl.create_default_context()
         if self.ca_file:
             context.load_verify_locations(self.ca_file)
         if self.cert_file:
@@ -48,7 +64,7 @@ class Handshake:
     stays_open: bool
 
 
-def fetch(host: str, port: int, authority: Authority) -> Handshake:
+def fetch(host: str, port: int, authority: Authority, greeting: Greeting = REDIS) -> Handshake:
     """Read certificate and TLS version without judging either; raises OSError (ssl.SSLError is one)."""
     context = authority.context()
     context.check_hostname = False
@@ -58,13 +74,13 @@ def fetch(host: str, port: int, authority: Authority) -> Handshake:
         if encoded is None:
             raise ssl.SSLError("the server sent no certificate")
         certificate = x509.load_der_x509_certificate(encoded)
-        return Handshake(certificate, tls.version() or "", _answers(tls))
+        return Handshake(certificate, tls.version() or "", _answers(tls, greeting))
 
 
-def _answers(tls: ssl.SSLSocket) -> bool:
-    """Say PING: with TLS 1.3 a server refuses a client without a certificate only after the handshake."""
+def _answers(tls: ssl.SSLSocket, greeting: Greeting) -> bool:
+    """Say something: with TLS 1.3 a server refuses a client that shows no certificate after the handshake."""
     with suppress(OSError):
-        tls.sendall(b"PING\r\n")
+        tls.sendall(greeting.said)
         return bool(tls.recv(1))
     return False
 
@@ -105,12 +121,21 @@ def _connect(host: str, port: int, context: ssl.SSLContext) -> ssl.SSLSocket:
         raise
 
 
-def answers_in_plain_text(host: str, port: int) -> bool:
-    """Say PING outside TLS: any answer of Redis, also a refusal, shows that the port takes plain text."""
+def unreachable(host: str, port: int) -> str:
+    """Say why nothing takes a connection; empty if something does."""
+    try:
+        socket.create_connection((host, port), TIMEOUT_SECONDS).close()
+    except OSError as failure:
+        return failure.strerror or str(failure) or type(failure).__name__
+    return ""
+
+
+def answers_in_plain_text(host: str, port: int, greeting: Greeting = REDIS) -> bool:
+    """Say something outside TLS: any answer, also a refusal, shows that the port takes plain text."""
     with suppress(OSError), socket.create_connection((host, port), TIMEOUT_SECONDS) as plain:
         plain.settimeout(TIMEOUT_SECONDS)
-        plain.sendall(b"PING\r\n")
-        return plain.recv(16).startswith(_PLAIN_ANSWERS)
+        plain.sendall(greeting.said)
+        return plain.recv(16).startswith(greeting.answers)
     return False
 
 

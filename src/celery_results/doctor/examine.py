@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from celery_results.doctor import address, files, names, values
 from celery_results.doctor.findings import SERVER_NOT_CHECKED, Finding, Severity, could_not_check
-from celery_results.doctor.servers import for_subject
+from celery_results.doctor.servers import for_broker, for_subject
 from celery_results.doctor.subject import Subject
 
 Check = Callable[[Subject], Iterator[Finding]]
@@ -26,9 +26,19 @@ def examine(subject: Subject) -> list[Finding]:
             ("the backend's settings", server.check_settings),
             ("the live server", server.check_server),
         ]
+    broker = for_broker(subject)
+    if broker:
+        checks += [
+            ("the broker's settings", broker.check_broker_settings),
+            ("the live broker", broker.check_broker),
+        ]
     findings = [finding for what, check in checks for finding in _guarded(what, check, subject)]
     if not server and not any(finding.code in address.UNUSABLE for finding in findings):
         findings.append(SERVER_NOT_CHECKED.finding(f"doctor has no checks for {subject.backend_name}"))
+    if subject.broker and not broker:
+        scheme = subject.broker_scheme
+        named = scheme if scheme.isidentifier() else "an unreadable"
+        findings.append(SERVER_NOT_CHECKED.finding(f"doctor has no checks for {named} broker"))
     if subject.monitor_problem:
         findings.append(
             could_not_check(

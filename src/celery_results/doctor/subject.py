@@ -66,6 +66,16 @@ class Subject:
         """Give the backend's URL; it may hold a password."""
         return split_backend(self.result_backend)[1]
 
+    @property
+    def broker(self) -> str:
+        """Give the broker's URL, several of them with ; in between; empty where the settings name none."""
+        return broker(self.settings, self.environ)
+
+    @property
+    def broker_scheme(self) -> str:
+        """Name the broker's transport."""
+        return broker_scheme(self.broker, self.settings)
+
 
 def current_names(raw: Settings) -> dict[str, Any]:
     """Rename the upper-case settings of Celery 3; where both names are given, the new one counts."""
@@ -77,6 +87,27 @@ def result_backend(settings: Settings, environ: Mapping[str, str]) -> str:
     """Name the backend as Celery finds it: the environment comes first."""
     backend = environ.get("CELERY_RESULT_BACKEND") or settings.get("result_backend") or ""
     return backend if isinstance(backend, str) else f"{backend.__module__}:{backend.__qualname__}"
+
+
+def broker(settings: Settings, environ: Mapping[str, str]) -> str:
+    """Name the broker that tasks are sent to, as Celery finds it: the environment comes first."""
+    named = (
+        environ.get("CELERY_BROKER_WRITE_URL")
+        or settings.get("broker_write_url")
+        or environ.get("CELERY_BROKER_URL")
+        or settings.get("broker_url")
+        or settings.get("broker_host")
+        or ""
+    )
+    return ";".join(map(str, named)) if isinstance(named, list | tuple) else str(named)
+
+
+def broker_scheme(url: str, settings: Settings) -> str:
+    """Name the transport as kombu does: a URL without a scheme, and a bare host name, are amqp."""
+    if not url:
+        return ""
+    scheme = url.partition("://")[0].partition("+")[0] if "://" in url else ""
+    return scheme or str(settings.get("broker_transport") or "amqp")
 
 
 def split_backend(backend: str) -> tuple[str, str]:

@@ -1,4 +1,7 @@
-"""What holds for one kind of backend: a module here for each, found by looking into this directory."""
+"""What holds for one kind of server: a module here for each, found by looking into this directory.
+
+A module may know a server as the result backend (ServerChecks), as the broker (BrokerChecks), or as both.
+"""
 
 from __future__ import annotations
 
@@ -27,16 +30,39 @@ class ServerChecks(Protocol):
         ...
 
 
-def every() -> list[ServerChecks]:
+class BrokerChecks(Protocol):
+    """The interface of a module that knows a broker."""
+
+    BROKER_SCHEMES: frozenset[str]  # the schemes of broker_url that it knows
+
+    def check_broker_settings(self, subject: Subject) -> Iterator[Finding]:
+        """Judge what the settings say of the broker."""
+        ...
+
+    def check_broker(self, subject: Subject) -> Iterator[Finding]:
+        """Judge what the broker says."""
+        ...
+
+
+def every() -> list[ServerChecks | BrokerChecks]:
     """Import every module of this package."""
     found = sorted(module.name for module in pkgutil.iter_modules(__path__))
-    return [cast("ServerChecks", importlib.import_module(f"{__name__}.{name}")) for name in found]
+    return [
+        cast("ServerChecks | BrokerChecks", importlib.import_module(f"{__name__}.{name}")) for name in found
+    ]
 
 
 def for_subject(subject: Subject) -> ServerChecks | None:
     """Find the module that knows this backend; one for the database of the URL before one for all of them."""
-    fitting = [checks for checks in every() if subject.alias in checks.ALIASES]
+    results = [cast("ServerChecks", checks) for checks in every() if hasattr(checks, "ALIASES")]
+    fitting = [checks for checks in results if subject.alias in checks.ALIASES]
     database = subject.url.partition("://")[0].partition("+")[0]
     # DIALECTS: the databases that a module is for, where several modules share their aliases.
     own = (checks for checks in fitting if database in getattr(checks, "DIALECTS", ()))
     return next(own, next((checks for checks in fitting if not hasattr(checks, "DIALECTS")), None))
+
+
+def for_broker(subject: Subject) -> BrokerChecks | None:
+    """Find the module that knows this broker."""
+    brokers = [cast("BrokerChecks", checks) for checks in every() if hasattr(checks, "BROKER_SCHEMES")]
+    return next((checks for checks in brokers if subject.broker_scheme in checks.BROKER_SCHEMES), None)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 ALIASES: Final = frozenset({"redis", "rediss", "sentinel", "celery_results.backends.redis:RedisBackend"})
 
+BROKER_SCHEMES: Final = frozenset({"redis", "rediss", "sentinel"})
+
 
 def check_settings(subject: Subject) -> Iterator[Finding]:
     """Judge the settings of the Redis backend."""
@@ -25,6 +27,16 @@ def check_settings(subject: Subject) -> Iterator[Finding]:
 def check_server(subject: Subject) -> Iterator[Finding]:
     """Judge the live server."""
     yield from _run("live", "check_server", subject)
+
+
+def check_broker_settings(subject: Subject) -> Iterator[Finding]:
+    """Judge the settings of Redis as the broker."""
+    yield from _run("broker", "check_settings", subject)
+
+
+def check_broker(subject: Subject) -> Iterator[Finding]:
+    """Judge the live broker."""
+    yield from _run("broker", "check_server", subject)
 
 
 def _run(module: str, check: str, subject: Subject) -> Iterator[Finding]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
 
-from celery_results.doctor.certificates import TIMEOUT_SECONDS
+from celery_results.doctor import certificates
 from celery_results.doctor.findings import (
     LOGIN_REFUSED,
     MONITOR_REFUSED,
@@ -66,7 +65,7 @@ def check_server(subject: Subject) -> Iterator[Finding]:
         yield SERVER_NOT_CHECKED.finding("the settings describe no connection", "Correct the settings first.")
         return
     if not own.socket_path:
-        problem = _unreachable(own)
+        problem = certificates.unreachable(own.host, own.port)
         if problem:
             yield UNREACHABLE.finding(f"{own.host}:{own.port}: {problem}")
             return
@@ -82,17 +81,9 @@ def check_server(subject: Subject) -> Iterator[Finding]:
     yield from _logins(subject, own)
 
 
-def _unreachable(parameters: Parameters) -> str:
-    try:
-        socket.create_connection((parameters.host, parameters.port), TIMEOUT_SECONDS).close()
-    except OSError as failure:
-        return failure.strerror or str(failure) or type(failure).__name__
-    return ""
-
-
 def _logins(subject: Subject, own: Parameters) -> Iterator[Finding]:
     yield from _default_user(own)
-    refused = list(_login(own))
+    refused = list(login(own))
     yield from refused
     parameters = None if refused else own
     monitor = _monitor(subject)
@@ -103,7 +94,7 @@ def _logins(subject: Subject, own: Parameters) -> Iterator[Finding]:
         else:
             parameters = monitor
     if not refused:
-        yield from _privileges(own)
+        yield from privileges(own)
     if parameters is None:
         yield could_not_check("what the server says of itself", "no login is accepted")
         return
@@ -141,7 +132,8 @@ def _monitor(subject: Subject) -> Parameters | None:
         return None
 
 
-def _login(parameters: Parameters) -> Iterator[Finding]:
+def login(parameters: Parameters) -> Iterator[Finding]:
+    """Say why a login is refused; nothing where it is accepted."""
     try:
         with parameters.client() as client:
             client.ping()
@@ -154,7 +146,7 @@ def _login(parameters: Parameters) -> Iterator[Finding]:
 
 
 def _refusal(parameters: Parameters) -> str:
-    for finding in _login(parameters):
+    for finding in login(parameters):
         return finding.found
     return ""
 
@@ -175,7 +167,7 @@ def _default_user(own: Parameters) -> Iterator[Finding]:
     yield OPEN_TO_ALL.finding("a connection without a password may read results")
 
 
-def _privileges(own: Parameters) -> Iterator[Finding]:
+def privileges(own: Parameters) -> Iterator[Finding]:
     """Try what Celery never does, with commands that change nothing and cost the server nothing."""
     try:
         with own.client() as client:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import ssl
 import warnings
+from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -12,19 +14,29 @@ from typing import TYPE_CHECKING, Any, Final
 from celery import Celery
 from celery.backends.redis import RedisBackend, SentinelBackend
 from celery.exceptions import ImproperlyConfigured
+from kombu.utils.url import url_to_parts
 from redis import Redis
 from redis.backoff import NoBackoff
-from redis.connection import Connection, ConnectionPool, SSLConnection
+from redis.connection import Connection, ConnectionPool, SSLConnection, UnixDomainSocketConnection
 from redis.retry import Retry
 
 from celery_results.doctor.certificates import TIMEOUT_SECONDS, Authority
 from celery_results.doctor.subject import split_backend
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
 DEFAULT_PORT: Final = 6379
 _CREDENTIALS: Final = ("username", "password", "credential_provider")
+_TRANSPORT_OPTIONS: Final = (
+    "socket_timeout",
+    "socket_connect_timeout",
+    "socket_keepalive",
+    "socket_keepalive_options",
+    "health_check_interval",
+    "client_name",
+)
+_TCP_OPTIONS: Final = frozenset({"socket_connect_timeout", "socket_keepalive", "socket_keepalive_options"})
 # What Celery says of settings that it refuses; its other messages may quote a piece of the password.
 _QUOTABLE: Final = ("SSL connection parameters", "A rediss:// URL must have", "Credential provider is not")
 
@@ -77,7 +89,8 @@ class Parameters:
     def authority(self) -> Authority:
         """Name the TLS files."""
         named = [self.values.get(key) for key in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")]
-        return Authority(*(str(path) if path else None for path in named))
+        ca_file, cert_file, key_file = (str(path) if path else None for path in named)
+        return Authority(ca_file, cert_file, key_file)
 
     def client(self) -> Redis:
         """Connect like Celery, but give up at once; and send no CLIENT command, which logins may lack."""
@@ -134,6 +147,48 @@ def read_parameters(settings: Mapping[str, Any], backend: str) -> Parameters:
         int(built.expires or 0),
         int(built.chord_expires or 0),
     )
+
+
+def read_broker_parameters(settings: Mapping[str, Any], url: str) -> Parameters:
+    """Say what kombu would hand to redis-py; raises RefusedError where it could not connect.
+
+    By hand: kombu's own code for this connects.
+    """
+    app = Celery("doctor", set_as_current=False)
+    app.conf.update(settings)
+    try:
+        connection = app.connection_for_write(url=url)
+        given = dict(connection.transport_options or {})
+        values = {name: given[name] for name in _TRANSPORT_OPTIONS if given.get(name) is not None}
+        login = {"username": connection.userid, "password": connection.password}
+        host = str(connection.hostname or "localhost")
+        path = connection.virtual_host
+        if "://" in host:  # redis+socket://
+            socket = url_to_parts(host)
+            path = socket.query.get("virtual_host")
+            login = {"username": socket.username, "password": socket.password}
+            values |= {"connection_class": UnixDomainSocketConnection, "path": f"/{socket.path}"}
+            values = {name: value for name, value in values.items() if name not in _TCP_OPTIONS}
+        else:
+            values |= {"host": host, "port": int(connection.port or DEFAULT_PORT)}
+        values |= {"db": int(str(path or "/").strip("/") or 0), **login}
+        if connection.ssl:
+            # Without options kombu asks for nothing to be verified.
+            tls = connection.ssl if isinstance(connection.ssl, Mapping) else {"ssl_cert_reqs": ssl.CERT_NONE}
+            values |= {"ssl_cert_reqs": ssl.CERT_REQUIRED} | dict(tls) | {"connection_class": SSLConnection}
+            values["ssl_cert_reqs"] = _requirement(values["ssl_cert_reqs"])
+    except (ValueError, TypeError, AttributeError, KeyError, ImportError) as failure:
+        raise RefusedError(type(failure).__name__) from None
+    return Parameters(values, b"celery-task-meta-", b"celery-taskset-meta-", 0, 0)
+
+
+def _requirement(value: str | int | None) -> ssl.VerifyMode:
+    """Read ssl_cert_reqs as redis-py does: a constant or its name; raises ValueError or KeyError."""
+    if value is None:
+        return ssl.CERT_NONE
+    if isinstance(value, str):
+        return ssl.VerifyMode[f"CERT_{value.removeprefix('CERT_').upper()}"]
+    return ssl.VerifyMode(value)
 
 
 @contextmanager
