@@ -87,7 +87,7 @@ def test_rendered_scripts_are_sound(hosts: AnsibleRunner) -> None:
 def test_state_is_private(site: Site) -> None:
     assert site.state("stat -c %a .").strip() == "700"
     private = site.state("find . -path './secrets/*' -o -name '*.key' | xargs stat -c '%a %n'").splitlines()
-    assert len(private) >= 5
+    assert len(private) >= 4
     for line in private:
         assert line.startswith("600 "), line
 

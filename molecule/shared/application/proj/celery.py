@@ -14,6 +14,11 @@ def add(x: int, y: int) -> int:
 
 
 @app.task
+def together(numbers: list[int]) -> int:
+    return sum(numbers)
+
+
+@app.task
 def slow(seconds: float, token: str) -> str:
     time.sleep(seconds)
     return token
