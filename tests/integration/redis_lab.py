@@ -34,7 +34,7 @@ TASK, GROUP = "celery-task-meta-*", "celery-taskset-meta-*"
 TRANSACTION = "+multi +exec +discard"
 CONNECT = "+ping +select +client|setname"
 ACL = {
-    "default": "off resetpass",
+    "default": "off resetpass ~* &* +@all",
     "worker": f"~{TASK} ~{GROUP} &{TASK} &{GROUP} {CONNECT} {TRANSACTION} +get +mget +set +setex +del "
     "+expire +exists +publish +subscribe +unsubscribe +evalsha +script|load "
     "+sismember +sadd +zadd +zcount +zrange",
