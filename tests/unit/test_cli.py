@@ -32,7 +32,7 @@ def raise_(error):
 
 
 def test_every_verb_is_found_and_has_help(capsys):
-    assert {"doctor", "smoke"} <= set(cli.group.list_commands(click.Context(cli.group)))
+    assert {"copy", "doctor", "smoke", "verify"} <= set(cli.group.list_commands(click.Context(cli.group)))
     assert cli.main(["smoke", "--help"]) == 0
     assert "--client-env-file" in capsys.readouterr().out
 

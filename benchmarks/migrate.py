@@ -1,0 +1,412 @@
+"""Compare the copy engine with raw COPY, with scripts as one would write them and with Celery's own loop; print ratios.
+
+    .venv/bin/python benchmarks/migrate.py [--results 200000] [--rounds 3] [--ways redis-postgresql postgresql-redis ...]
+
+It starts private servers on loopback (those of tests/integration), TLS on, the servers' own defaults kept. Contestants
+take turns in every round, each in a process of its own, on an emptied target; a figure is the median of the rounds with
+minimum and maximum, and a ratio is of two figures of this run. CPU is that of the client process. `naive` is Celery's
+get_task_meta and store_result, one by one: it runs on a sample of --naive results and is scaled, as nobody waits for the
+whole; it also loses fields and restarts every expiry.
+"""
+
+# ruff: noqa: ANN401, S608, S301 # Celery has no types; names and pipes of this file's own
+
+import argparse
+import datetime as dt
+import gc
+import json
+import os
+import pickle
+import random
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).parents[1]
+sys.path[:0] = [str(PROJECT), str(PROJECT / "src")]
+
+from celery import Celery  # noqa: E402
+from tests.integration.copy_case import OURS, Place, Stores, redis_place  # noqa: E402
+from tests.integration.redis_lab import RedisLab  # noqa: E402
+
+from celery_results.migration.engine import Copy  # noqa: E402
+from celery_results.stores.endpoint import of_settings  # noqa: E402
+from celery_results.stores.record import TASK_COLUMNS  # noqa: E402
+
+EXPIRES = 86_400
+MANY = 1000  # keys to a MIGRATE
+WAYS = (
+    "redis-postgresql",
+    "postgresql-redis",
+    "redis-redis",
+    "postgresql-mysql",
+    "redis-mysql",
+    "mysql-postgresql",
+    "sqlite-postgresql",
+)
+TABLE = "celery_taskmeta"
+
+
+def documents(count: int, seed: int = 1) -> Any:
+    """Make metas of about 620 bytes as Celery writes them under result_extended."""
+    chance = random.Random(seed)  # noqa: S311 # the same results in every run
+    now = dt.datetime.now(dt.UTC)
+    for _ in range(count):
+        identifier = str(uuid.UUID(int=chance.getrandbits(128), version=4))
+        meta = {
+            "status": "SUCCESS",
+            "result": {
+                "user": chance.randrange(10**6),
+                "total": chance.random(),
+                "items": [chance.randrange(1000) for _ in range(12)],
+                "note": "x" * 60,
+            },
+            "traceback": None,
+            "children": [],
+            "date_done": (now - dt.timedelta(seconds=chance.random() * 36_000)).isoformat(),
+            "name": "proj.tasks.compute_totals",
+            "args": [chance.randrange(10**6), "monthly"],
+            "kwargs": {"region": "eu", "dry_run": False},
+            "worker": "celery@worker-3.example.org",
+            "retries": 0,
+            "queue": "celery",
+            "task_id": identifier,
+        }
+        yield identifier, json.dumps(meta)
+
+
+# ---- contestants: each runs in a child and gives the number of results
+
+
+def engine(source: dict[str, Any], target: dict[str, Any], **_: Any) -> int:
+    """Run the copy as the verb does, without a checkpoint's fsync or a brake's probes."""
+    gc.disable()
+    sys.setswitchinterval(0.0005)
+    progress = Copy(of_settings(source, "source"), of_settings(target, "target")).run()
+    assert progress.complete
+    assert progress.total.failed == 0
+    return progress.total.read
+
+
+def engine_loading(source: dict[str, Any], target: dict[str, Any], **_: Any) -> int:
+    """Run it with LOAD DATA LOCAL."""
+    gc.disable()
+    sys.setswitchinterval(0.0005)
+    goal = replace(of_settings(target, "target"), load_data=True)
+    progress = Copy(of_settings(source, "source"), goal).run()
+    assert progress.complete
+    return progress.total.read
+
+
+def naive(source: dict[str, Any], target: dict[str, Any], ids: list[str], **_: Any) -> int:
+    """Read each result by Celery and store it by Celery."""
+    here, there = (_app(_stock(side)).backend for side in (source, target))
+    for identifier in ids:
+        meta = here.get_task_meta(identifier, cache=False)
+        there.store_result(identifier, meta["result"], meta["status"], traceback=meta["traceback"])
+    return len(ids)
+
+
+def raw_copy(target: dict[str, Any], prepared: str, count: int, **_: Any) -> int:
+    """Send prepared bytes by one binary COPY over one connection: what the server takes at most."""
+    tables: Any = of_settings(target, "target").target()
+    tables.connect()
+    connection = tables._tables._connection  # noqa: SLF001 # the same connection as the engine's
+    with (
+        Path(prepared).open("rb") as file,
+        connection.cursor().copy(
+            f"COPY {TABLE} ({', '.join(TASK_COLUMNS)}) FROM STDIN (FORMAT BINARY)"
+        ) as copy,
+    ):
+        while piece := file.read(1 << 17):
+            copy.write(piece)
+    return count
+
+
+def cursor_script(source: dict[str, Any], target: dict[str, Any], **_: Any) -> int:
+    """Read by a server-side cursor, put JSON together, SET by redis-py's pipeline."""
+    origin: Any = of_settings(source, "source").source()
+    origin.connect()
+    client = _app(target).backend.client
+    done = 0
+    connection = origin._tables._connection  # noqa: SLF001
+    with connection.transaction(), connection.cursor("script") as cursor:
+        cursor.itersize = 1000
+        cursor.execute(f"SELECT {', '.join(TASK_COLUMNS)} FROM {TABLE}")
+        pipeline = client.pipeline(transaction=False)
+        for row in cursor:
+            meta = dict(zip(TASK_COLUMNS, row, strict=True))
+            for name in ("result", "args", "kwargs", "children"):
+                meta[name] = None if meta[name] is None else json.loads(meta[name])
+            left = (
+                meta["date_done"]
+                + dt.timedelta(seconds=EXPIRES)
+                - dt.datetime.now(dt.UTC).replace(tzinfo=None)
+            )
+            meta["date_done"] = meta["date_done"].isoformat() + "+00:00"
+            pipeline.set(
+                f"celery-task-meta-{meta['task_id']}", json.dumps(meta), px=int(left.total_seconds() * 1000)
+            )
+            done += 1
+            if done % 1000 == 0:
+                pipeline.execute()
+        pipeline.execute()
+    return done
+
+
+def migrate_command(
+    source: dict[str, Any], target: dict[str, Any], plain: tuple[str, int, str], **_: Any
+) -> int:
+    """Let the source push a thousand keys at a time, without TLS, over which it cannot."""
+    del target
+    client = _app(source).backend.client
+    host, port, password = plain
+    done = 0
+    keys: list[bytes] = []
+    for key in client.scan_iter("celery-task-meta-*", count=1000):
+        keys.append(key)
+        if len(keys) == MANY:
+            client.execute_command(
+                "MIGRATE", host, port, "", 0, 60_000, "COPY", "AUTH2", "admin", password, "KEYS", *keys
+            )
+            done += len(keys)
+            keys = []
+    if keys:
+        client.execute_command(
+            "MIGRATE", host, port, "", 0, 60_000, "COPY", "AUTH2", "admin", password, "KEYS", *keys
+        )
+    return done + len(keys)
+
+
+def upserts(source: dict[str, Any], target: dict[str, Any], **_: Any) -> int:
+    """Read by a server-side cursor, write by PyMySQL's executemany, a thousand rows at a time."""
+    origin: Any = of_settings(source, "source").source()
+    goal: Any = of_settings(target, "target").target()
+    origin.connect()
+    goal.connect()
+    there = goal._tables._connection  # noqa: SLF001
+    marks = ", ".join(["%s"] * len(TASK_COLUMNS))
+    statement = f"INSERT INTO {TABLE} ({', '.join(TASK_COLUMNS)}) VALUES ({marks}) ON DUPLICATE KEY UPDATE task_id = task_id"
+    done = 0
+    connection = origin._tables._connection  # noqa: SLF001
+    with connection.transaction(), connection.cursor("script") as cursor, there.cursor() as writer:
+        cursor.itersize = 1000
+        cursor.execute(f"SELECT {', '.join(TASK_COLUMNS)} FROM {TABLE}")
+        while rows := cursor.fetchmany(1000):
+            writer.executemany(statement, rows)
+            done += len(rows)
+    return done
+
+
+CONTESTANTS: dict[str, Callable[..., int]] = {
+    "engine": engine,
+    "engine, all there": engine,
+    "engine, LOAD DATA": engine_loading,
+    "raw COPY": raw_copy,
+    "cursor + pipeline": cursor_script,
+    "MIGRATE": migrate_command,
+    "multi-row upserts": upserts,
+    "naive": naive,
+}
+RIVALS = {
+    "redis-postgresql": ["raw COPY"],
+    "postgresql-redis": ["cursor + pipeline"],
+    "redis-redis": ["MIGRATE"],
+    "postgresql-mysql": ["engine, LOAD DATA", "multi-row upserts"],
+}
+
+
+def _app(settings: dict[str, Any]) -> Any:
+    app = Celery("bench", set_as_current=False)
+    app.conf.update({**settings, "result_backend_always_retry": False})
+    return app
+
+
+def _stock(side: dict[str, Any]) -> dict[str, Any]:
+    """Have Celery's own class and its usual drivers."""
+    url = side["result_backend"].replace(OURS, "db+").replace("postgresql+psycopg:", "postgresql+psycopg2:")
+    return {**side, "result_backend": url}
+
+
+def child() -> None:
+    """Run one contestant; print seconds, CPU seconds and peak memory."""
+    name, arguments = pickle.load(sys.stdin.buffer)
+    began, cpu = time.perf_counter(), time.process_time()
+    count = CONTESTANTS[name](**arguments)
+    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    # Not ru_maxrss, which begins with what the parent had.
+    peak = int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 1024
+    sys.stdout.write(json.dumps({"count": count, "seconds": seconds, "cpu": cpu, "rss": peak}))
+
+
+def run(name: str, **arguments: Any) -> dict[str, float]:
+    """Run one contestant in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--child"],
+        input=pickle.dumps((name, arguments)),
+        stdout=subprocess.PIPE,
+        check=True,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+    )
+    figures: dict[str, float] = json.loads(done.stdout)
+    return figures
+
+
+# ---- the arena
+
+
+def settings(place: Place) -> dict[str, Any]:
+    """Give Celery's settings for a place."""
+    return {
+        "result_backend": place.url,
+        "result_expires": EXPIRES,
+        "timezone": "UTC",
+        "database_create_tables_at_setup": False,
+    }
+
+
+def empty(place: Place) -> None:
+    """Empty a target."""
+    if place.redis is not None:
+        place.redis.flushdb()
+    elif place.database is not None and place.scheme != "sqlite":
+        place.database.rows(f"TRUNCATE TABLE {TABLE}")
+    elif place.database is not None:
+        place.database.rows(f"DELETE FROM {TABLE}")
+
+
+class Arena:
+    """Servers, and one filled source of each sort."""
+
+    def __init__(self, directory: Path, results: int) -> None:
+        """Start nothing yet."""
+        self.directory = directory
+        self.results = results
+        self.stores = Stores(directory)
+        self.ids: list[str] = []
+        self._sources: dict[str, Place] = {}
+        self._second: RedisLab | None = None
+
+    def source(self, scheme: str) -> Place:
+        """Give a source with all results: Redis filled by pipelines, the others by the engine."""
+        if scheme not in self._sources:
+            if scheme == "redis":
+                place = self.stores.new("redis")
+                assert place.redis is not None
+                place.redis.config_set("maxmemory", "0")
+                pipeline = place.redis.pipeline(transaction=False)
+                for number, (identifier, text) in enumerate(documents(self.results)):
+                    self.ids.append(identifier)
+                    pipeline.set(f"celery-task-meta-{identifier}", text, ex=EXPIRES)
+                    if number % 5000 == 0:
+                        pipeline.execute()
+                pipeline.execute()
+            else:
+                place = self.stores.new(scheme)
+                run("engine", source=settings(self.source("redis")), target=settings(place))
+            self._sources[scheme] = place
+        return self._sources[scheme]
+
+    def target(self, scheme: str) -> Place:
+        """Give an empty target; a second server where the source is Redis too."""
+        if scheme != "redis":
+            return self.stores.new(scheme)
+        if self._second is None:
+            self._second = RedisLab(self.directory / "second", plain_port=True)
+            self._second.start()
+            self._second.admin().config_set("maxmemory", "0")
+        return redis_place(self._second)
+
+    def extras(self, target: Place, sample: int) -> dict[str, Any]:
+        """Give what contestants need beside the two places."""
+        found: dict[str, Any] = {"ids": self.ids[:sample], "count": self.results}
+        if target.scheme == "redis" and self._second is not None:
+            port = int(self._second.admin().config_get("port")["port"] or 0)
+            found["plain"] = (self._second.address, port, self._second.passwords["admin"])
+        return found
+
+    def prepared(self, place: Place) -> str:
+        """Write what a filled table gives by COPY, as one file of bytes."""
+        path = self.directory / "prepared.copy"
+        assert place.database is not None
+        with (
+            place.database.admin() as connection,
+            path.open("wb") as file,
+            connection.cursor().copy(
+                f"COPY {TABLE} ({', '.join(TASK_COLUMNS)}) TO STDOUT (FORMAT BINARY)"
+            ) as copy,
+        ):
+            for piece in copy:
+                file.write(piece)
+        assert path.stat().st_size > struct.calcsize("q")
+        return str(path)
+
+    def stop(self) -> None:
+        """End the servers."""
+        self.stores.stop()
+        if self._second is not None:
+            self._second.stop()
+
+
+def compete(arena: Arena, way: str, rounds: int, sample: int) -> None:
+    """Run all contestants of one way in turns; print a table."""
+    origin, goal = way.split("-")
+    source, target = arena.source(origin), arena.target(goal)
+    common = {"source": settings(source), "target": settings(target), **arena.extras(target, sample)}
+    names = ["engine", "engine, all there", *RIVALS.get(way, []), "naive"]
+    if "raw COPY" in names:
+        run("engine", **common)
+        common["prepared"] = arena.prepared(target)
+    figures: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    for _ in range(rounds):
+        for name in names:
+            if name != "engine, all there":
+                empty(target)
+            figures[name].append(run(name, **common))
+    print(f"\n{way}: {arena.results:,} results, {rounds} rounds")
+    print(f"{'':22}{'results/s':>12}{'min..max':>22}{'CPU µs/result':>16}{'peak MB':>10}{'engine is':>12}")
+    ours = statistics.median(figure["count"] / figure["seconds"] for figure in figures["engine"])
+    for name in names:
+        rates = [figure["count"] / figure["seconds"] for figure in figures[name]]
+        cpu = statistics.median(figure["cpu"] / figure["count"] * 1e6 for figure in figures[name])
+        peak = max(figure["rss"] for figure in figures[name])
+        note = f" (of {sample:,})" if name == "naive" else ""
+        spread = f"{min(rates):,.0f}..{max(rates):,.0f}"
+        print(
+            f"{name + note:22}{statistics.median(rates):>12,.0f}{spread:>22}{cpu:>16.1f}{peak:>10.0f}{ours / statistics.median(rates):>11.2f}x"
+        )
+
+
+def main() -> None:
+    """Read the arguments; run."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--results", type=int, default=200_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--naive", type=int, default=300, help="results for the naive loop")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        child()
+        return
+    with tempfile.TemporaryDirectory(prefix="crb-bench-") as directory:
+        arena = Arena(Path(directory), options.results)
+        try:
+            for way in options.ways:
+                compete(arena, way, options.rounds, min(options.naive, options.results))
+        finally:
+            arena.stop()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Move results between stores: copy them raw, and compare them."""

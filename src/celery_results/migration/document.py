@@ -1,0 +1,370 @@
+"""Celery's JSON documents taken apart and put together byte by byte, without decoding what they hold.
+
+A document is what Celery 5.7's key-value backends store: {"status", "result", "traceback", "children",
+"date_done", "group_id"?, "parent_id"?, "name"…"queue"?, stamps?, "task_id"}. A column of its tables holds one
+of these values in the same serializer, so the bytes of a value are the bytes of a column.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+from celery_results.stores.record import Row, microseconds, moment
+
+if TYPE_CHECKING:
+    from celery_results.migration.lossy import Lossy
+
+# A key can only stand where JSON has a key: within a string its quotes would be escaped. So where a document
+# is split at these, and the one traceback follows the first piece, that piece ends with the whole result.
+_SPLIT: Final = re.compile(
+    rb', "(?:traceback|children|date_done|group_id|parent_id|name|args|kwargs|worker|retries|queue|task_id)"'
+    rb": "
+).split
+_HEAD: Final = re.compile(rb'\{"status": "([A-Z]+)", "result": ')
+_SUCCESS: Final = b'{"status": "SUCCESS", "result": '
+_TRACEBACK: Final = b', "traceback": '
+# How many pieces what Celery writes for nearly every result has: without and with result_extended. Keys of
+# these names within a result or an argument make more of them; such a document is taken apart by JSON.
+_BARE: Final = 5
+_USUAL: Final = (11, _BARE)
+_DIGITS: Final = re.compile(rb"\d{1,9}").fullmatch
+_TIME: Final = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d):(\d\d)\.(\d{6})\+00:00").fullmatch
+_HARMLESS: Final = re.compile(rb"[ !#-\[\]-~]*").fullmatch  # what JSON writes as it is
+_MOST_CACHED: Final = 10_000
+_META: Final = ("status", "result", "traceback", "children", "date_done", "group_id", "parent_id", "task_id")
+_CALL: Final = ("name", "args", "kwargs", "worker", "retries", "queue", "stamped_headers")
+_KNOWN: Final = frozenset((*_META, *_CALL))
+# After date_done, in a row of which nothing more is known.
+_NOTHING: Final = (None,) * 9
+_SCAN: Final[Any] = json.JSONDecoder().scan_once  # type: ignore[attr-defined] # of the C implementation
+_STRING: Final = json.decoder.scanstring  # type: ignore[attr-defined] # json's own, documented nowhere
+_SPACE: Final = re.compile(r"[ \t\n\r]*")
+_WIDTH: Final = 155  # of name, worker and queue
+_MOST: Final = 2**31 - 1
+_VALID: Final = frozenset((b"null", b"[]", b"{}", b"true", b"false"))
+
+
+class MalformedError(ValueError):
+    """What is stored is no document of Celery's; the message quotes nothing of it."""
+
+
+class Reader:
+    """Takes documents apart; remembers names, workers, queues and minutes, of which there are few."""
+
+    def __init__(self) -> None:
+        """Remember nothing yet."""
+        self._texts: dict[bytes, bytes | None] = {b"null": None}
+        self._minutes: dict[bytes, int] = {}
+
+    def task_row(self, identifier: bytes, document: bytes, lossy: Lossy) -> Row:
+        """Give the columns of a document; raises MalformedError."""
+        pieces = _SPLIT(document)
+        count = len(pieces)
+        if count in _USUAL and document[-2:] == b'"}':
+            result, trace, children, done = pieces[:4]
+            end = len(result)
+            if (
+                trace == b"null"
+                and children == b"[]"
+                and document.startswith(_TRACEBACK, end)
+                and document.find(_TRACEBACK, end + 1) < 0
+            ):
+                if result.startswith(_SUCCESS):
+                    status, result = b"SUCCESS", result[len(_SUCCESS) :]
+                elif head := _HEAD.match(result):
+                    status, result = head[1], result[head.end() :]
+                else:
+                    return _task_row_of_any(identifier, document, lossy)
+                date = None if done == b"null" else self._date(done[1:-1])
+                if count == _BARE:
+                    return (identifier, status, result, date, *_NOTHING)
+                name, args, kwargs, worker, retries, queue = pieces[4:10]
+                texts = self._texts
+                try:
+                    return (
+                        identifier,
+                        status,
+                        result,
+                        date,
+                        None,
+                        None,  # Celery's tables have NULL for no children, and for None
+                        texts[name],
+                        None if args == b"null" else args,
+                        None if kwargs == b"null" else kwargs,
+                        texts[worker],
+                        None if retries == b"null" else int(retries),
+                        texts[queue],
+                        None,
+                    )
+                except (KeyError, ValueError):
+                    row = _task_row_of_any(identifier, document, lossy)
+                    self._remember(name, worker, queue)
+                    return row
+        return _task_row_of_any(identifier, document, lossy)
+
+    def _remember(self, *texts: bytes) -> None:
+        if len(self._texts) > _MOST_CACHED:
+            self._texts = {b"null": None}
+        for text in texts:
+            # Only what goes into its column as it is: the rest is counted each time.
+            if len(text) <= _WIDTH and text[:1] == b'"' == text[-1:] and _HARMLESS(text[1:-1]):
+                self._texts[text] = text[1:-1]
+
+    def _date(self, text: bytes) -> int:
+        """Count microseconds; what Celery writes under UTC goes the short way."""
+        parts = _TIME(text)
+        if parts is None:
+            return _date(text.decode(errors="replace"))
+        minute = self._minutes.get(parts[1])
+        if minute is None:
+            if len(self._minutes) > _MOST_CACHED:
+                self._minutes.clear()
+            minute = self._minutes[parts[1]] = _date(parts[1].decode() + ":00+00:00")
+        return minute + int(parts[2] + parts[3])
+
+
+def _task_row_of_any(identifier: bytes, document: bytes, lossy: Lossy) -> Row:
+    fields = members(document)
+    values = {name: value for name, (value, _raw) in fields.items()}
+
+    def raw(name: str) -> bytes | None:
+        return fields[name][1].encode("utf-8", "surrogatepass") if values.get(name) is not None else None
+
+    result = fields["result"][1].encode("utf-8", "surrogatepass") if "result" in fields else None
+    stamps = None
+    if values.get("stamped_headers"):
+        headers = values["stamped_headers"]
+        kept = {header: values[header] for header in headers if header in values}
+        stamps = json.dumps({"stamped_headers": headers, "stamps": kept}).encode()
+    # NULL for no children, as Celery's own class has it.
+    return columns_of(values, identifier, lossy, result=result, stamps=stamps, raw=raw)
+
+
+def columns_of(  # noqa: PLR0913 - a document has that many parts
+    values: dict[str, Any],
+    identifier: bytes,
+    lossy: Lossy,
+    *,
+    result: bytes | None,
+    stamps: bytes | None,
+    raw: Any,  # noqa: ANN401 - a function from a field's name to its payload, None where it is null
+) -> Row:
+    """Give the columns of a decoded document whose payloads are at hand; count what has no column."""
+    status = values.get("status")
+    if not isinstance(status, str):
+        raise MalformedError("no state in it")
+    for name in ("group_id", "parent_id"):
+        if values.get(name) is not None:
+            lossy[name] += 1
+    stamped = values.get("stamped_headers") or ()
+    for name in values.keys() - _KNOWN:
+        if name not in stamped:
+            lossy[f"field:{name[:40]}"] += 1
+    retries = values.get("retries")
+    if retries is not None and not (isinstance(retries, int) and abs(retries) <= _MOST):
+        raise MalformedError("retries is no number of 32 bits")
+    done = values.get("date_done")
+    if isinstance(done, dt.datetime):
+        date: int | None = microseconds(done)
+    else:
+        date = None if done is None else _date(str(done))
+    children = values.get("children")
+    return (
+        identifier,
+        status.encode(),
+        result,
+        date,
+        _text(values.get("traceback"), "traceback", lossy),
+        raw("children") if children else None,
+        _text(values.get("name"), "name", lossy, _WIDTH),
+        raw("args"),
+        raw("kwargs"),
+        _text(values.get("worker"), "worker", lossy, _WIDTH),
+        None if retries is None else int(retries),
+        _text(values.get("queue"), "queue", lossy, _WIDTH),
+        stamps,
+    )
+
+
+def members(document: bytes) -> dict[str, tuple[Any, str]]:
+    """Give each member of a JSON object decoded, and as it is written; raises MalformedError."""
+    found: dict[str, tuple[Any, str]] = {}
+    try:
+        text = document.decode()
+        place = _skip(text, 0)
+        if text[place] != "{":
+            raise MalformedError("no JSON object")
+        place = _skip(text, place + 1)
+        while text[place] != "}":
+            if text[place] != '"':
+                raise MalformedError("no JSON object")
+            name, place = _STRING(text, place + 1, True)  # noqa: FBT003 - as json calls it
+            place = _skip(text, place)
+            if text[place] != ":":
+                raise MalformedError("no JSON object")
+            start = _skip(text, place + 1)
+            value, end = _SCAN(text, start)
+            found[name] = (value, text[start:end])
+            place = _skip(text, end)
+            if text[place] == ",":
+                place = _skip(text, place + 1)
+            elif text[place] != "}":
+                raise MalformedError("no JSON object")
+        if _skip(text, place + 1) != len(text):
+            raise MalformedError("more than one JSON value")
+    except (ValueError, IndexError, StopIteration, RecursionError) as error:
+        raise MalformedError(str(error) if isinstance(error, MalformedError) else "no JSON object") from None
+    return found
+
+
+def group_row(identifier: bytes, document: bytes, date: int) -> Row:
+    """Give the columns of a saved group; raises MalformedError."""
+    fields = members(document)
+    if "result" not in fields:
+        raise MalformedError("no result in it")
+    return identifier, fields["result"][1].encode(), date
+
+
+class Writer:
+    """Puts documents together; remembers short texts and minutes, of which there are few."""
+
+    def __init__(self) -> None:
+        """Remember nothing yet."""
+        self._texts: dict[bytes | None, bytes] = {}
+        self._minutes: dict[int, bytes] = {}
+
+    def task_document(self, row: Row) -> bytes:
+        """Put the columns of a row together as Celery does; raises MalformedError for what is no JSON."""
+        (
+            identifier,
+            status,
+            result,
+            date,
+            trace,
+            children,
+            name,
+            args,
+            kwargs,
+            worker,
+            retries,
+            queue,
+            stamps,
+        ) = row
+        document = b'{"status": %b, "result": %b, "traceback": %b, "children": %b, "date_done": %b' % (
+            self._text(status),
+            b"null" if result is None else _payload(result, "result"),
+            b"null" if trace is None else _quoted(trace),
+            b"null" if children is None else _payload(children, "children"),
+            b"null" if date is None else self._time(date),
+        )
+        if name is not None or args is not None or worker is not None or stamps is not None:
+            document += (
+                b', "name": %b, "args": %b, "kwargs": %b, "worker": %b, "retries": %b, "queue": %b'
+                % (
+                    self._text(name),
+                    b"null" if args is None else _payload(args, "args"),
+                    b"null" if kwargs is None else _payload(kwargs, "kwargs"),
+                    self._text(worker),
+                    b"null" if retries is None else b"%d" % retries,
+                    self._text(queue),
+                )
+            )
+        if stamps is not None:
+            document += _stamps(stamps)
+        return b'%b, "task_id": %b}' % (document, _quoted(identifier))
+
+    def _text(self, value: bytes | None) -> bytes:
+        try:
+            return self._texts[value]
+        except KeyError:
+            if len(self._texts) > _MOST_CACHED:
+                self._texts.clear()
+            quoted = self._texts[value] = _quoted(value)
+            return quoted
+
+    def _time(self, date: int) -> bytes:
+        minute, rest = divmod(date, 60_000_000)
+        if rest % 1_000_000 == 0:
+            return b'"%b"' % iso(date)
+        text = self._minutes.get(minute)
+        if text is None:
+            if len(self._minutes) > _MOST_CACHED:
+                self._minutes.clear()
+            text = self._minutes[minute] = iso(minute * 60_000_000)[:16]
+        return b'"%b:%02d.%06d+00:00"' % (text, *divmod(rest, 1_000_000))
+
+
+def group_document(row: Row) -> bytes:
+    """Put a saved group together; raises MalformedError."""
+    return b'{"result": %b}' % _payload(row[1], "result")
+
+
+def _stamps(payload: bytes) -> bytes:
+    try:
+        record = json.loads(payload)
+        headers, stamps = record["stamped_headers"], record.get("stamps") or {}
+        spread = {name: value for name, value in stamps.items() if name not in _KNOWN}
+        return b", " + json.dumps({"stamped_headers": headers, **spread}).encode()[1:-1]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise MalformedError("stamps are no record of Celery's") from None
+
+
+def _payload(value: bytes | None, column: str) -> bytes:
+    if value is None:
+        return b"null"
+    if value not in _VALID:
+        try:
+            text = value.decode()
+            if _SCAN(text, 0)[1] != len(text):
+                json.loads(text)  # white space around it is allowed
+        except (ValueError, StopIteration, RecursionError):
+            pickled = ", but a pickle" if value[:1] == b"\x80" else ""
+            raise MalformedError(f"{column} is no JSON{pickled}") from None
+    return value
+
+
+def _quoted(value: bytes | None) -> bytes:
+    if value is None:
+        return b"null"
+    if _HARMLESS(value):
+        return b'"%b"' % value
+    return json.dumps(value.decode(errors="replace")).encode()
+
+
+def _text(value: object, field: str, lossy: Lossy, width: int | None = None) -> bytes | None:
+    """Encode text for a column; what no column takes is replaced and counted."""
+    if value is None:
+        return None
+    text = value if isinstance(value, str) else str(value)
+    if width is not None and len(text) > width:
+        lossy[field] += 1
+        text = text[:width]
+    try:
+        encoded = text.encode()
+    except UnicodeEncodeError:
+        lossy[field] += 1
+        encoded = text.encode("utf-8", "replace")
+    if b"\0" in encoded:
+        lossy[field] += 1
+        encoded = encoded.replace(b"\0", "\N{REPLACEMENT CHARACTER}".encode())
+    return encoded
+
+
+def _date(text: str) -> int:
+    try:
+        return microseconds(dt.datetime.fromisoformat(text))
+    except (ValueError, OverflowError):
+        raise MalformedError("date_done is no time") from None
+
+
+def iso(count: int) -> bytes:
+    """Write it as Celery does under UTC."""
+    return moment(count).isoformat().encode() + b"+00:00"
+
+
+def _skip(text: str, place: int) -> int:
+    match = _SPACE.match(text, place)
+    return match.end() if match else place

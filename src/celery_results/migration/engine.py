@@ -1,0 +1,193 @@
+"""The copy: one thread reads and converts, this one writes, and notes each batch once it is durable.
+
+Insert-if-absent makes everything repeatable: a batch is written again after a lost connection, a run after a
+kill, and what is there is counted as there. A position is only kept where it means the same: not across the
+restart of a Redis that is read, whose cursors end with it, nor of one that is filled: it may have forgotten.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from celery_results.migration.ahead import Ahead
+from celery_results.migration.checkpoint import MOST_FAILURES, Checkpoint, Progress
+from celery_results.migration.convert import Converter
+from celery_results.migration.pace import Pace
+from celery_results.migration.patience import Patience, StoppedError
+from celery_results.stores.record import KINDS, Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Sequence
+
+    from celery_results.migration.lossy import Lossy
+    from celery_results.stores.endpoint import Endpoint
+    from celery_results.stores.record import Batch, Failure, Position, Source, Target
+
+ROWS: Final = 5000
+BYTES: Final = 4 << 20
+PATIENCE_SECONDS: Final = 120.0
+_AHEAD: Final = 2  # batches that are read while one is written
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to copy; a batch has about so many records or bytes, a store may be away for `patience` seconds."""
+
+    rows: int = ROWS
+    size: int = BYTES
+    patience: float = PATIENCE_SECONDS
+
+
+@dataclass
+class _Prepared:
+    """A batch as the target takes it."""
+
+    batch: Batch
+    records: dict[Kind, Sequence[object]]
+    failures: list[Failure]
+    lossy: Lossy
+
+
+class _RestartedError(Exception):
+    """A server is not the one that was begun with."""
+
+
+class Copy:
+    """One run; see `run`."""
+
+    def __init__(  # noqa: PLR0913 - all but the first two have defaults
+        self,
+        source: Endpoint,
+        target: Endpoint,
+        checkpoint: Checkpoint | None = None,
+        pace: Pace | None = None,
+        options: Options | None = None,
+        *,
+        on_progress: Callable[[Progress], None] = lambda _progress: None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Take two stores; connects to nothing yet. Without a checkpoint each run begins at the beginning."""
+        self._options = options or Options()
+        self._source: Source = source.source()
+        self._target: Target = target.target()
+        self._to_source = Patience(self._source, source.place, self._options.patience, stop)
+        self._to_target = Patience(self._target, target.place, self._options.patience, stop)
+        self._converter = Converter(source.shape, target.shape)
+        self._checkpoint = checkpoint
+        self._pace = pace or Pace()
+        self._on_progress = on_progress
+        self._stop = stop
+        self.progress = Progress()
+
+    def run(self) -> Progress:
+        """Copy what the target has not; tell what became of it.
+
+        Raises CopyError when a store stays away for longer than `patience` or refuses, CheckpointError, and
+        StoreError where it is not as it must be. What was durable by then is in the checkpoint.
+        """
+        if self._checkpoint is not None:
+            self.progress = self._checkpoint.load()
+        with closing(self._source), closing(self._target):
+            try:
+                while not self.progress.complete and not self._stop():
+                    try:
+                        self._meet_stores()
+                        self._pass()
+                    except _RestartedError:
+                        self.progress.begin_anew()
+            except StoppedError:
+                pass
+        return self.progress
+
+    def _meet_stores(self) -> None:
+        """Connect to both, and see whether a position from before still holds."""
+        progress = self.progress
+        now = self._to_source.connect(), self._to_target.connect()
+        before = progress.source_identity, progress.target_identity
+        if progress.position is not None and ("" in now or before != now):
+            progress.begin_anew()
+        progress.source_identity, progress.target_identity = now
+
+    def _pass(self) -> None:
+        """Go from the position to the end, or until the end is wanted."""
+        ahead = Ahead(self._read(self.progress.position), _AHEAD)
+        try:
+            self._pace.begin()
+            for prepared in ahead:
+                self._store(prepared)
+                self._on_progress(self.progress)
+                self._pace.after(len(prepared.batch.results) + len(prepared.batch.groups), self._stop)
+                if self._stop():
+                    return
+                self._pace.begin()
+        finally:
+            ahead.end()
+        if self._stop():
+            return  # the reader may have noticed it first
+        self.progress.complete = True
+        self.progress.fraction = 1.0
+        self._save()
+        self._on_progress(self.progress)
+
+    def _read(self, position: Position | None) -> Generator[_Prepared, None, None]:
+        """Give batches as the target takes them: the work of the reading thread."""
+        identity = self.progress.source_identity
+        while True:
+            try:
+                batches = self._source.batches(position, self._options.rows, self._options.size)
+                for batch in batches:
+                    self._to_source.answered()
+                    yield self._prepare(batch)
+                    position = batch.position
+                    if self._stop():
+                        return
+            except Exception as error:  # noqa: BLE001 - whatever a driver raises
+                self._to_source.bear(error)
+                if self._to_source.connect() != identity or not identity:
+                    raise _RestartedError from None
+            else:
+                return
+
+    def _prepare(self, batch: Batch) -> _Prepared:
+        records: dict[Kind, Sequence[object]] = {}
+        failures = list(batch.failures)
+        for kind in KINDS:
+            records[kind], failed = self._converter.convert(kind, batch.of(kind))
+            failures += failed
+        return _Prepared(batch, records, failures, self._converter.take_lossy())
+
+    def _store(self, prepared: _Prepared) -> None:
+        """Write a batch, and only then count it and note its position."""
+        progress, batch = self.progress, prepared.batch
+        failures = list(prepared.failures)
+        for kind in KINDS:
+            tally = progress.tallies[kind]
+            gone = batch.expired.get(kind, 0)
+            unnamed = sum(failure.kind == kind for failure in batch.failures)
+            tally.read += len(batch.of(kind)) + gone + unnamed
+            tally.expired += gone
+            if prepared.records[kind]:
+                work = partial(self._target.write, kind, prepared.records[kind])
+                written = self._to_target.run(work, self._see_target)
+                tally.copied += written.copied
+                tally.present += written.present
+                tally.expired += written.expired
+                failures += written.failures
+        for failure in failures:
+            progress.tallies[failure.kind].failed += 1
+        progress.failures += failures[: MOST_FAILURES - len(progress.failures)]
+        progress.lossy.update(prepared.lossy)
+        progress.position, progress.fraction = batch.position, batch.fraction
+        self._save()
+
+    def _see_target(self, identity: str) -> None:
+        """Begin anew where a target that may forget was away."""
+        if not identity or identity != self.progress.target_identity:
+            raise _RestartedError
+
+    def _save(self) -> None:
+        if self._checkpoint is not None:
+            self._checkpoint.save(self.progress)

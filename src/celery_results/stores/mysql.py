@@ -1,0 +1,199 @@
+"""Celery's tables in MySQL or MariaDB: unbuffered reads, many rows to an INSERT."""
+
+# ruff: noqa: S608 # names are quoted and come from the operator's settings; values are escaped
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import pymysql
+from pymysql.cursors import SSCursor
+
+from celery_results.backends.database.dialect import GROUP_SEQUENCE, TASK_SEQUENCE, qualified
+from celery_results.stores import mysql_load
+from celery_results.stores.record import GROUP_DATE, TASK_DATE, microseconds, moment
+from celery_results.stores.sequential import (
+    COLUMNS,
+    DuplicateError,
+    RefusedRowsError,
+    refused_ids,
+    require_columns,
+)
+
+if TYPE_CHECKING:
+    import datetime as dt
+    from collections.abc import Collection, Iterator, Sequence
+
+    from celery_results.backends.database.errors import Fault
+    from celery_results.backends.database.storage import Storage
+    from celery_results.stores.record import Kind, Row
+
+_DUPLICATE: Final = 1062
+# A statement of this size costs no more for each row than a larger one, and is soon answered.
+_STATEMENT_BYTES: Final = 1 << 20
+_PACKET_MARGIN: Final = 1 << 16
+_DATES: Final[dict[Kind, int]] = {"results": TASK_DATE, "groups": GROUP_DATE}
+# What a server says of data: out of range, too long, not of that character set, not null, constraints.
+_DATA: Final = {1048, 1264, 1265, 1292, 1364, 1366, 1406, 3140, 3819, 4025}
+
+
+class MySQLTables:
+    """Both tables of one database."""
+
+    def __init__(self, storage: Storage, *, load: bool = False) -> None:
+        """Connect to nothing yet; `load`: try LOAD DATA LOCAL, for which `storage` must allow local files."""
+        names = storage.tables
+        self._driver = storage.driver
+        self._load = load
+        self._loads: dict[Kind, bool] = {}
+        self._names: dict[Kind, str] = {
+            "results": qualified(names.task_schema, names.task, "`").replace("%%", "%"),
+            "groups": qualified(names.group_schema, names.group, "`").replace("%%", "%"),
+        }
+        self._sequences: dict[Kind, str] = {
+            "results": qualified(names.task_schema, TASK_SEQUENCE, "`").replace("%%", "%"),
+            "groups": qualified(names.group_schema, GROUP_SEQUENCE, "`").replace("%%", "%"),
+        }
+        self._connection: pymysql.connections.Connection[Any] | None = None
+        self._columns: dict[Kind, frozenset[str]] = {}
+        self._next_id: dict[Kind, bytes] = {}
+        self._packet = 0
+        self._backslash = True
+        self.precise: dict[Kind, bool] = {}
+
+    def connect(self) -> None:
+        """Open a connection and look at the tables."""
+        session: Any = self._driver.connect()
+        connection = self._connection = session.connection
+        mariadb = "MariaDB" in connection.get_server_info()
+        ((self._packet, mode),) = self._rows("SELECT @@max_allowed_packet, @@sql_mode")
+        self._backslash = "NO_BACKSLASH_ESCAPES" not in str(mode)
+        # Who reads may be slowed down on purpose for longer than the server waits by default.
+        self._rows("SET SESSION net_write_timeout = 600, net_read_timeout = 600")
+        for kind, table in self._names.items():
+            cursor = connection.cursor()
+            cursor.execute(f"SELECT * FROM {table} LIMIT 0")
+            self._columns[kind] = frozenset(column[0] for column in cursor.description)
+            scale = {column[0]: column[5] for column in cursor.description}
+            self.precise[kind] = bool(scale.get("date_done"))
+            number = f"NEXT VALUE FOR {self._sequences[kind]}" if mariadb else "NULL"
+            self._next_id[kind] = number.encode()
+            self._loads[kind] = self._load and mysql_load.allowed(connection, table)
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._connection is not None and self._connection.open:
+            self._connection._force_close()  # noqa: SLF001 # in the middle of an answer there is no other way
+        self._connection = None
+
+    def fault(self, error: BaseException) -> Fault:
+        """Judge as the backend does."""
+        return self._driver.fault(error)
+
+    def bounds(self, kind: Kind) -> tuple[int, int]:
+        """Ask the primary key."""
+        ((first, last),) = self._rows(f"SELECT min(id), max(id) FROM {self._names[kind]}")
+        return int(first or 0), int(last or 0)
+
+    def read(self, kind: Kind, after: int, rows: int) -> Iterator[tuple[int, Row]]:
+        """Stream one SELECT."""
+        assert self._connection is not None
+        names = [name if name in self._columns[kind] else f"NULL AS {name}" for name in COLUMNS[kind]]
+        date = _DATES[kind]
+        with self._connection.cursor(SSCursor) as cursor:
+            cursor.execute(
+                f"SELECT id, {', '.join(names)} FROM {self._names[kind]} WHERE id > {int(after)}"
+                f" ORDER BY id LIMIT {int(rows)}"
+            )
+            for number, *values in cursor:
+                when: dt.datetime | None = values[date]
+                values[date] = None
+                row = [value.encode() if isinstance(value, str) else value for value in values]
+                row[date] = None if when is None else microseconds(when)
+                yield int(number), tuple(row)
+
+    def present(self, kind: Kind, ids: Sequence[bytes]) -> Collection[bytes]:
+        """Look them up by the unique index."""
+        key = COLUMNS[kind][0]
+        # Not binary literals: compared with these, the index would be of no use.
+        wanted = b",".join(self._literal(identifier, b"") for identifier in ids)
+        statement = b"SELECT %b FROM %b WHERE %b IN (%b)" % (
+            key.encode(),
+            self._names[kind].encode(),
+            key.encode(),
+            wanted,
+        )
+        return {str(row[0]).encode() for row in self._rows(statement)}
+
+    def insert(self, kind: Kind, rows: Sequence[Row]) -> None:
+        """Send statements of about a megabyte, in one transaction."""
+        require_columns(kind, self._names[kind], self._columns[kind])
+        if self._loads[kind] and self._loaded(kind, rows):
+            return
+        names = ", ".join(COLUMNS[kind])
+        head = f"INSERT INTO {self._names[kind]} (id, {names}) VALUES ".encode()
+        try:
+            self._rows("BEGIN")
+            for part in self._parts(kind, rows):
+                self._rows(head + part)
+            self._rows("COMMIT")
+        except pymysql.err.MySQLError as error:
+            number = error.args[0] if error.args else 0
+            if number == _DUPLICATE or number in _DATA:
+                self._rows("ROLLBACK")
+            if number == _DUPLICATE:
+                if "PRIMARY" in str(error):
+                    raise refused_ids(self._names[kind], self._sequences[kind]) from error
+                raise DuplicateError from error
+            if number in _DATA:
+                raise RefusedRowsError.of(error) from error
+            raise
+        except RefusedRowsError:
+            self._rows("ROLLBACK")
+            raise
+
+    def _loaded(self, kind: Kind, rows: Sequence[Row]) -> bool:
+        """Try to load them; what a server does not take whole, an INSERT tells precisely."""
+        assert self._connection is not None
+        self._rows("BEGIN")
+        whole = mysql_load.load(self._connection, self._names[kind], COLUMNS[kind], _DATES[kind], rows)
+        self._rows("COMMIT" if whole else "ROLLBACK")
+        return whole
+
+    def _parts(self, kind: Kind, rows: Sequence[Row]) -> Iterator[bytes]:
+        part: list[bytes] = []
+        size = 0
+        date = _DATES[kind]
+        start = b"(" + self._next_id[kind]
+        for row in rows:
+            values = [start]
+            for place, value in enumerate(row):
+                if value is None:
+                    values.append(b"NULL")
+                elif place == date:
+                    values.append(b"'%b'" % moment(value).isoformat(" ", "microseconds").encode())
+                elif isinstance(value, int):
+                    values.append(b"%d" % value)
+                else:
+                    values.append(self._literal(value))
+            literal = b",".join(values) + b")"
+            if len(literal) > self._packet - _PACKET_MARGIN:
+                raise RefusedRowsError(f"a row of {len(literal)} bytes, above max_allowed_packet")
+            if part and size + len(literal) > _STATEMENT_BYTES:
+                yield b",".join(part)
+                part, size = [], 0
+            part.append(literal)
+            size += len(literal) + 1
+        yield b",".join(part)
+
+    def _literal(self, value: bytes, introducer: bytes = b"_binary") -> bytes:
+        if self._backslash:
+            value = value.replace(b"\\", b"\\\\")
+        return introducer + b"'%b'" % value.replace(b"'", b"''")
+
+    def _rows(self, statement: str | bytes) -> Sequence[tuple[Any, ...]]:
+        """Run one statement as it is: nothing in it is taken for a placeholder."""
+        assert self._connection is not None
+        self._connection.query(statement)
+        result = self._connection._result  # noqa: SLF001 # a cursor takes no bytes
+        return list(result.rows or ()) if result is not None else []

@@ -1,0 +1,238 @@
+"""What the SQL databases have in common: keyset reading by id, and inserting what is absent.
+
+Insert-if-absent is done by looking and inserting, under the unique index on the id: an insert that meets a
+row of somebody else is rolled back and done again without it. Unlike `INSERT IGNORE` or a clause for
+conflicts this takes no cut-off value and no clash of row numbers for "is there already", needs no temporary
+table and no right to make one, and writes nothing where everything is there.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Protocol
+
+from celery_results.stores.errors import StoreError
+from celery_results.stores.record import (
+    GROUP_COLUMNS,
+    NO_RESULT,
+    TASK_COLUMNS,
+    Batch,
+    Failure,
+    Form,
+    Kind,
+    Position,
+    Written,
+    text,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Sequence
+
+    from celery_results.backends.database.errors import Fault
+    from celery_results.stores.record import Row
+
+COLUMNS: Final[dict[Kind, tuple[str, ...]]] = {"results": TASK_COLUMNS, "groups": GROUP_COLUMNS}
+_ATTEMPTS: Final = 6
+# A row takes about this much beside its payloads, in memory and in a statement.
+_ROW_BYTES: Final = 400
+
+
+class DuplicateError(Exception):
+    """A row of that id is there; nothing of the batch was stored."""
+
+
+class RefusedRowsError(Exception):
+    """The server does not take the data of at least one row; nothing of the batch was stored."""
+
+    @classmethod
+    def of(cls, error: BaseException) -> RefusedRowsError:
+        """Keep the first line of what the server says, without the detail that quotes the row."""
+        lines = str(error).strip().splitlines()
+        return cls(lines[0][:200] if lines else type(error).__name__)
+
+
+class Tables(Protocol):
+    """Celery's two tables in one database, each call on one connection."""
+
+    def connect(self) -> None:
+        """Open a connection for long reads and durable writes; raises the driver's error."""
+
+    def close(self) -> None:
+        """Close it."""
+
+    def fault(self, error: BaseException) -> Fault:
+        """Say what an error means."""
+
+    def bounds(self, kind: Kind) -> tuple[int, int]:
+        """Give the lowest and the highest id; 0, 0 for an empty table."""
+
+    def read(self, kind: Kind, after: int, rows: int) -> Iterator[tuple[int, Row]]:
+        """Give (id, row) by id, so many after one, as they come from the server."""
+
+    def present(self, kind: Kind, ids: Sequence[bytes]) -> Collection[bytes]:
+        """Name those of which there is a row."""
+
+    def insert(self, kind: Kind, rows: Sequence[Row]) -> None:
+        """Store rows in one transaction.
+
+        Raises DuplicateError, RefusedRowsError, StoreError or the driver's error.
+        """
+
+
+class SqlSource:
+    """A database that is read, results first; a position is {"results": last id} or {"groups": last id}."""
+
+    form: Form = "rows"
+
+    def __init__(self, tables: Tables) -> None:
+        """Connect to nothing yet."""
+        self._tables = tables
+
+    def connect(self) -> None:
+        """Open a connection."""
+        self._tables.close()
+        self._tables.connect()
+
+    def identity(self) -> str:
+        """Give a constant: ids survive a restart."""
+        return "database"
+
+    def fault(self, error: BaseException) -> Fault:
+        """Say what an error means."""
+        return self._tables.fault(error)
+
+    def ping(self) -> None:
+        """Look one result up."""
+        self._tables.present("results", [NO_RESULT])
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._tables.close()
+
+    def batches(self, position: Position | None, rows: int, size: int) -> Iterator[Batch]:
+        """Read both tables by id; no statement outlives a batch, so none holds back the server's clean-up."""
+        after = dict(position or {})
+        if "groups" not in after:
+            yield from self._read("results", after.get("results", 0), rows, size)
+        yield from self._read("groups", after.get("groups", 0), rows, size)
+
+    def _read(self, kind: Kind, after: int, rows: int, size: int) -> Iterator[Batch]:
+        first, last = self._tables.bounds(kind)
+        while True:
+            batch = Batch({kind: after}, 0.0)
+            seen = 0
+            for number, row in self._tables.read(kind, after, rows):
+                seen += 1
+                after = number
+                if row[0] is None:
+                    batch.failures.append(Failure(kind, f"row {number}", "a row without an id"))
+                else:
+                    batch.of(kind).append(row)
+                batch.size += _ROW_BYTES + sum(len(value) for value in row if isinstance(value, bytes))
+                if batch.size >= size:
+                    yield self._placed(batch, kind, after, first, last)
+                    batch = Batch({kind: after}, 0.0)
+            if batch.size:
+                yield self._placed(batch, kind, after, first, last)
+            if seen < rows:
+                return
+
+    @staticmethod
+    def _placed(batch: Batch, kind: Kind, after: int, first: int, last: int) -> Batch:
+        batch.position = {kind: after}
+        # Groups are few: they are the last step of the bar.
+        done = min(1.0, (after - first + 1) / max(1, last - first + 1))
+        batch.fraction = done * 0.99 if kind == "results" else 0.99 + done * 0.01
+        return batch
+
+
+class SqlTarget:
+    """A database that is filled."""
+
+    form: Form = "rows"
+
+    def __init__(self, tables: Tables) -> None:
+        """Connect to nothing yet."""
+        self._tables = tables
+        # After a batch of which something was there, look before each insert until nothing is.
+        self._look_first: dict[Kind, bool] = {"results": False, "groups": False}
+
+    def connect(self) -> None:
+        """Open a connection."""
+        self._tables.close()
+        self._tables.connect()
+
+    def identity(self) -> str:
+        """Give a constant: what is committed stays."""
+        return "database"
+
+    def fault(self, error: BaseException) -> Fault:
+        """Say what an error means."""
+        return self._tables.fault(error)
+
+    def ping(self) -> None:
+        """Look one result up."""
+        self._tables.present("results", [NO_RESULT])
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._tables.close()
+
+    def write(self, kind: Kind, records: Sequence[Row]) -> Written:
+        """Store what is absent; a row that the server refuses is told, the others are stored."""
+        done = Written()
+        if not self._look_first[kind]:
+            try:
+                self._tables.insert(kind, records)
+            except (DuplicateError, RefusedRowsError):
+                pass
+            else:
+                done.copied = len(records)
+                return done
+        self._store(kind, list({row[0]: row for row in records}.values()), done)
+        done.present = len(records) - done.copied - len(done.failures)
+        self._look_first[kind] = done.present > 0
+        return done
+
+    def _store(self, kind: Kind, rows: Sequence[Row], done: Written) -> None:
+        """Look and insert; halve what the server refuses until the one row is found."""
+        for _ in range(_ATTEMPTS):
+            there = self._tables.present(kind, [row[0] for row in rows])
+            absent = [row for row in rows if row[0] not in there]
+            if not absent:
+                return
+            try:
+                self._tables.insert(kind, absent)
+            except DuplicateError:
+                reason = "another row clashes with it, though none has this id"
+                continue
+            except RefusedRowsError as error:
+                reason = str(error)
+                break
+            done.copied += len(absent)
+            return
+        if len(absent) == 1:
+            done.failures.append(Failure(kind, text(absent[0][0]), reason))
+            return
+        half = len(absent) // 2
+        self._store(kind, absent[:half], done)
+        self._store(kind, absent[half:], done)
+
+
+def require_columns(kind: Kind, table: str, found: Collection[str]) -> None:
+    """Refuse a target whose table lacks a column."""
+    missing = [name for name in COLUMNS[kind] if name not in found]
+    if missing:
+        raise StoreError(
+            expected=f"the table {table} with all columns of Celery 5.7",
+            found=f"no {', '.join(missing)}",
+            do="run site.yml for this backend, or `python3 -m schema upgrade` on the server",
+        )
+
+
+def refused_ids(table: str, sequence: str) -> StoreError:
+    """Say that the sequence gives ids that are in use."""
+    return StoreError(
+        expected=f"{sequence} to go on after the highest id of {table}",
+        found="an id that is in use",
+        do="run site.yml for this backend, or `python3 -m schema upgrade` on the server, then this again",
+    )
