@@ -52,8 +52,10 @@ def result_settings(server: _Namespace) -> dict[str, _Any]:
             "rpc results are messages that travel over the broker: CELERYCONFIG_BROKER_NAME must be rabbitmq "
             f"and is {server.broker or 'not set'}; with another broker take another result backend"
         )
+    # Celery's class, which in ours does not wait without end for a server that is away (docs/rabbitmq.md).
+    bundled = "" if server.implementation == "stock" else "celery_results.backends.rpc:RPCBackend+"
     return {
-        "result_backend": "rpc://",
+        "result_backend": f"{bundled}rpc://",
         # A result that waits in its client's queue survives a kill of the server; without this it does not,
         # though its task has run. Nothing survives the end of the client's connection, by which an orderly
         # stop of the server begins: its queue goes with it.

@@ -89,7 +89,8 @@ class RabbitmqLab:
 
     def start(self) -> None:
         """Make the files on the first call; on a later one start the same node again."""
-        if not self.port:
+        first = not self.port
+        if first:
             self._prepare()
         if self._epmd is None:
             # Its own port mapper: nodes side by side know nothing of each other, and none outlives its test.
@@ -105,6 +106,9 @@ class RabbitmqLab:
                 start_new_session=True,
             )
         self._wait()
+        if first:
+            # As the role does: a queue that is seconds old is not found again after kill -9 otherwise.
+            self.evaluate("[dets:sync(Table) || Table <- dets:all()].")
 
     def kill(self) -> None:
         """End the node as a power failure would: kill -9."""

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -233,6 +234,20 @@ def test_a_deployed_client_gives_up_on_a_server_that_confirms_nothing(client):
     assert options["read_timeout"] == options["write_timeout"] == 15
     assert policy["max_retries"] == 5
     assert options["confirm_publish"] is True
+
+
+def test_a_client_that_has_sent_before_gives_up_while_the_server_is_away(lab, client):
+    app = client()
+    app.send_task("proj.add", (1, 2))
+    lab.kill()
+    try:
+        # In a thread: Celery's own class waits here for as long as the server is away.
+        again = ThreadPoolExecutor(1).submit(app.send_task, "proj.add", (1, 2))
+        with pytest.raises(OperationalError):
+            again.result(2 * PATIENCE_SECONDS)
+    finally:
+        lab.start()
+    assert in_the_queue(lab) == 1
 
 
 def test_waiting_for_longer_than_the_answer_timeout_is_no_error(lab, client, tmp_path):

@@ -203,12 +203,17 @@ def test_a_damaged_backup_is_refused_and_changes_nothing(server: Host) -> None:
 
 def test_data_of_a_node_with_another_name_are_refused_with_the_remedy(site: Site, server: Host) -> None:
     data = "/var/lib/rabbitmq/mnesia"
-    server.check_output(f"mkdir {data}/rabbit@elsewhere; mv {data}/rabbit@localhost /var/lib/rabbitmq/aside")
+    # Stopped: a running node that does not find its disk any more takes the default limit for it.
+    server.check_output(
+        "systemctl stop rabbitmq-server && "
+        f"mkdir {data}/rabbit@elsewhere && mv {data}/rabbit@localhost /var/lib/rabbitmq/aside"
+    )
     try:
         run = site.run("--check")
     finally:
         server.check_output(
-            f"mv /var/lib/rabbitmq/aside {data}/rabbit@localhost; rmdir {data}/rabbit@elsewhere"
+            f"mv /var/lib/rabbitmq/aside {data}/rabbit@localhost && rmdir {data}/rabbit@elsewhere && "
+            "systemctl start rabbitmq-server"
         )
     assert run.returncode != 0
     assert "holds the data of a node of another name: rabbit@elsewhere" in run.stdout

@@ -105,7 +105,13 @@ def test_inspect_answers_over_our_broker(worker: CeleryHost) -> None:
     until(lambda: "pong" in worker.host.run(command).stdout, 30, "the worker answers a ping")
 
 
-def test_broker_login_was_denied_nothing(server: Host) -> None:
-    """Last of this file: whatever the tests above did, least privilege never got in the way."""
-    log = server.check_output("redis-admin acl log")
-    assert "celery-broker" not in log
+def test_broker_login_is_denied_nothing(server: Host, worker: CeleryHost) -> None:
+    """A worker that starts, tasks at once and later, and inspect; the attacks of smoke are in the log before."""
+    server.check_output("redis-admin acl log reset")
+    worker.host.check_output("systemctl restart celery-worker")
+    code = (
+        "from proj.celery import add; print(add.delay(2, 3).get(timeout=60), "
+        "add.apply_async((2, 4), countdown=1).get(timeout=60), bool(app.control.ping(timeout=5)))"
+    )
+    assert worker.python(code, more_path=PROJECT) == "5 6 True"
+    assert "celery-broker" not in server.check_output("redis-admin acl log")

@@ -315,6 +315,8 @@ def apply() -> None:
         evaluate(expression)
     for feature in have["features"]:
         evaluate(f"rabbit_feature_flags:enable('{feature}')")
+    # 3.10 finds a quorum queue after kill -9 only if this was written, which it does seconds later by itself.
+    evaluate("[dets:sync(Table) || Table <- dets:all()]")
     files = {name: digest(file) for name, file in files_read().items()}
     users = sorted(user["name"] for user in wanted()["users"])
     write_record({"identity": now["identity"], "settings": settings, "files": files, "users": users})

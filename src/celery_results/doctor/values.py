@@ -72,11 +72,16 @@ NEVER_EXPIRES = warning(
 )
 
 _CLEANUP: Final = "celery.backend_cleanup"
+_BUNDLED: Final = frozenset(
+    {"celery_results.backends.redis:RedisBackend", "celery_results.backends.rpc:RPCBackend"}
+)
 # The database backend retries by itself; these do only when told.
 _RETRYING: Final = frozenset({"redis", "rediss", "sentinel", "mongodb"})
-_AUTO_EXPIRING: Final = frozenset({"redis", "rediss", "sentinel", "rpc", "cache"})
+_AUTO_EXPIRING: Final = frozenset({"redis", "rediss", "sentinel", "rpc", "cache"}) | _BUNDLED
 # Modules of their own say what it means there.
-_OWN_EXPIRY_CHECK: Final = frozenset({"redis", "rediss", "sentinel", "db", "database", "rpc", "", "disabled"})
+_OWN_EXPIRY_CHECK: Final = _BUNDLED | frozenset(
+    {"redis", "rediss", "sentinel", "db", "database", "rpc", "", "disabled"}
+)
 
 
 def check(subject: Subject) -> Iterator[Finding]:

@@ -50,13 +50,13 @@ TRANSIENT = warning(
     " has run then, and its caller waits for ever.",
 )
 
-ALIASES: Final = frozenset({"rpc"})
+ALIASES: Final = frozenset({"rpc", "celery_results.backends.rpc:RPCBackend"})
 
 
 def check_settings(subject: Subject) -> Iterator[Finding]:
     """Judge the settings of the rpc backend."""
     settings = subject.settings
-    yield NOT_STORED.finding("result_backend = 'rpc://'")
+    yield NOT_STORED.finding("result_backend is rpc")
     if settings.get("result_persistent"):
         yield PERSISTENT.finding("result_persistent = True")
     else:

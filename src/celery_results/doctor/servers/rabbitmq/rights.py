@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import amqp
 
 from celery_results.doctor.findings import Finding, could_not_check, error, warning
+from celery_results.doctor.servers import rpc
 from celery_results.doctor.servers.rabbitmq import queues, state
 from celery_results.doctor.servers.rabbitmq.parameters import BlockedError, Parameters, Probe
 
@@ -63,7 +64,7 @@ def check(own: Parameters, subject: Subject) -> Iterator[Finding]:
             if login == "client":
                 may += _beyond_a_client(connection, tasks)
             lacks = list(_lacking(connection, tasks, login))
-            if subject.alias == "rpc":
+            if subject.alias in rpc.ALIASES:
                 lacks += _lacking_for_rpc(connection, login)
     except BlockedError as blocked:
         yield from state.alarm(str(blocked))
