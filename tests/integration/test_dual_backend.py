@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable, Iterator
 
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 90.0
 # What one late answer of the mirror costs here, and how long it is left alone then.
 BOUNDS = {"mirror_seconds": 3.0, "breaker_seconds": 600.0}
 EAGER = {"mirror_seconds": 3.0, "breaker_seconds": 0.2}
@@ -278,7 +278,7 @@ def test_a_mirror_that_hangs_costs_one_bound_for_each_process(case, results, pos
         took = time.monotonic() - began
         # One write of the one child was too late, then nobody asked the mirror any more.
         assert case.log().count("did not take") == 1
-        assert took < WAIT_SECONDS
+        assert took < 60  # each of the 40 waiting out the bound of 2 s: 80
         assert {entry.id for entry in case.journal.entries()} == {result.id for result in sent}
     report = repair(case.app("dual_write"), seconds=WAIT_SECONDS)
     assert report.clean, report.left
