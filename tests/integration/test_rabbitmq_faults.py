@@ -15,7 +15,7 @@ import pytest
 from amqp.exceptions import AccessRefused, PreconditionFailed
 from celery import Celery
 from kombu.exceptions import OperationalError
-from tests.integration.rabbitmq_lab import QUEUES, VHOST, RabbitmqLab, permissions
+from tests.integration.rabbitmq_lab import QUEUES, ROOT, VHOST, RabbitmqLab, permissions
 
 from celery_results.settings import load_settings, read_env_file
 
@@ -83,7 +83,7 @@ def worker(
     config = lab.write_config(directory / "worker")
     (directory / "proj.py").write_text(APPLICATION)
     log = directory / "worker.log"
-    path = os.pathsep.join([str(config), str(directory)])
+    path = os.pathsep.join([str(config), str(directory), str(ROOT / "src")])
     environment = {**os.environ, **read_env_file(config / "celery.env"), "PYTHONPATH": path}
     arguments = ["--quiet", "--app", "proj", "worker", "--concurrency", "1", "--loglevel", "INFO", *options]
     with (

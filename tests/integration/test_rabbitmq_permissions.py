@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from celery import Celery
-from tests.integration.rabbitmq_lab import DELAYED, UUID, VHOST, RabbitmqLab, permissions
+from tests.integration.rabbitmq_lab import DELAYED, ROOT, UUID, VHOST, RabbitmqLab, permissions
 from tests.integration.test_rabbitmq_faults import wait_until, worker
 
 from celery_results.settings import load_settings, read_env_file
@@ -82,7 +82,7 @@ def send(lab: RabbitmqLab, directory: Path, login: str) -> None:
 
 def ping(lab: RabbitmqLab, directory: Path, env_file: str) -> subprocess.CompletedProcess[str]:
     config = lab.write_config(directory / "worker")
-    path = os.pathsep.join([str(config), str(directory)])
+    path = os.pathsep.join([str(config), str(directory), str(ROOT / "src")])
     environment = {**os.environ, **read_env_file(config / env_file), "PYTHONPATH": path}
     return subprocess.run(
         [sys.executable, "-m", "celery", "--app", "proj", "inspect", "ping", "--timeout", "5"],
