@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 from rabbitmq_host import attempt, told
-from scenario_support import CeleryHost, Site, until
+from scenario_support import CeleryHost, Site
 from testinfra.host import Host
 
 PORT = 5671
@@ -193,27 +193,6 @@ def test_the_queue_of_tasks_is_quorum_and_replies_are_bounded(server: Host) -> N
     assert limits["message-ttl"] == limits["expires"] == 604_800_000
     assert limits["max-length"] == 100_000
     assert limits["overflow"] == "reject-publish"
-
-
-@pytest.mark.usefixtures("queues")
-def test_ten_thousand_unread_replies_stay_out_of_memory(server: Host, worker: CeleryHost, site: Site) -> None:
-    def memory() -> int:
-        # What the node has let go of already, it gives back when it has time.
-        question = "rabbitmqctl -q force_gc; rabbitmqctl -q --formatter json list_queues -p celery name memory messages"
-        rows = json.loads(server.check_output(question))
-        row = next(row for row in rows if row["name"] == UUID)
-        return int(row["memory"]) if row["messages"] == 10_000 else 0
-
-    code = (
-        "body = 'x' * 1000; "
-        f"[channel.basic_publish(amqp.Message(body, delivery_mode=2), routing_key={UUID!r}) for _ in range(9_999)]; "
-        + publish("", UUID)
-    )
-    assert attempt(worker, site, "celery-worker", f"channel.queue_purge({UUID!r})") == "allowed"
-    assert attempt(worker, site, "celery-worker", code) == "allowed"
-    # 10 MB of replies; what was only on its way to the disk is gone within seconds.
-    until(lambda: 0 < memory() < 3_000_000, 60, "10,000 replies are there, and not in memory")
-    assert attempt(worker, site, "celery-worker", f"channel.queue_purge({UUID!r})") == "allowed"
 
 
 def test_feature_flags_and_alarms_are_as_they_should_be(server: Host) -> None:
