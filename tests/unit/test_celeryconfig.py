@@ -3,21 +3,15 @@
 import importlib
 import inspect
 import json
-import os
-import shutil
 import ssl
-import sys
-from pathlib import Path
 
 import pytest
-from celery import Celery
 from celery.app.defaults import DEFAULTS, SETTING_KEYS
 from celery.exceptions import ImproperlyConfigured
+from tests.unit.celeryconfig_case import NASTY, SOURCE, app_of, broker_of, settings
 
-SOURCE = Path(__file__).parents[2] / "files" / "celeryconfig"
 # celery/backends/redis.py reads these three with conf.get; they are missing in Celery's own list.
 UNLISTED = {"redis_backend_health_check_interval", "redis_client_name", "redis_backend_credential_provider"}
-NASTY = """p@ss:w/or?d#%25&;$`"'\\ é+"""
 
 COMMON = {
     "LOGIN": "worker",
@@ -31,53 +25,12 @@ COMMON = {
     "RESULT_TLS_ENABLED": "true",
     "RESULT_TLS_CA_FILE": "/etc/celery/tls/ca.crt",
 }
-BROKER = {
-    name.replace("RESULT", "BROKER"): value
-    for name, value in COMMON.items()
-    if name.startswith("RESULT_") and name != "RESULT_EXPIRES_SECONDS"
-}
+BROKER = broker_of(COMMON)
 MUTUAL = {
     "RESULT_TLS_CERT_FILE": "/etc/celery/tls/client.crt",
     "RESULT_TLS_KEY_FILE": "/etc/celery/tls/client.key",
 }
 PLAIN = {"RESULT_SCHEME": "redis", "RESULT_TLS_ENABLED": "false", "RESULT_TLS_CA_FILE": ""}
-
-
-@pytest.fixture
-def load(tmp_path, monkeypatch):
-    """Return a function that imports celeryconfig afresh under the given variables and nothing else."""
-    for file in SOURCE.glob("*.py"):
-        name = "celeryconfig.py" if file.stem == "base" else f"celeryconfig_{file.name}"
-        shutil.copy(file, tmp_path / name)
-    monkeypatch.syspath_prepend(tmp_path)
-    for name in os.environ:
-        if name.startswith("CELERY"):
-            monkeypatch.delenv(name)
-
-    def forget():
-        for name in [name for name in sys.modules if name.split("_")[0] == "celeryconfig"]:
-            del sys.modules[name]
-
-    def load(*variables):
-        forget()
-        with monkeypatch.context() as patch:
-            for name, value in {name: value for each in variables for name, value in each.items()}.items():
-                if value is not None:
-                    patch.setenv(f"CELERYCONFIG_{name}", value)
-            return importlib.import_module("celeryconfig")
-
-    yield load
-    forget()
-
-
-def settings(module):
-    return {name: value for name, value in vars(module).items() if not name.startswith("_")}
-
-
-def app_of(module):
-    app = Celery(set_as_current=False)
-    app.config_from_object(module)
-    return app
 
 
 @pytest.mark.parametrize(

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import shutil
 import ssl
-import sys
-from pathlib import Path
 
 import pytest
-from celery import Celery
 from celery.app.defaults import DEFAULTS, SETTING_KEYS
 from celery.exceptions import ImproperlyConfigured
 from celery.utils.quorum_queues import detect_quorum_queues
+from tests.unit.celeryconfig_case import NASTY, app_of, broker_of, settings
 
-SOURCE = Path(__file__).parents[2] / "files" / "celeryconfig"
-NASTY = """p@ss:w/or?d#%25&;$`"'\\ é+"""
 COMMON = {
     "LOGIN": "worker",
     "RESULT_EXPIRES_SECONDS": "3600",
@@ -30,51 +23,10 @@ COMMON = {
     "RESULT_TLS_CA_FILE": "/etc/celery/tls/ca.crt",
     "RESULT_OPTIONS": '{"queue_type": "quorum", "queues": ["celery", "reports"]}',
 }
-BROKER = {
-    name.replace("RESULT", "BROKER"): value
-    for name, value in COMMON.items()
-    if name.startswith("RESULT_") and name != "RESULT_EXPIRES_SECONDS"
-}
+BROKER = broker_of(COMMON)
 BOTH = COMMON | BROKER
 CLIENT = BOTH | {"LOGIN": "client"}
 CLASSIC = {"BROKER_OPTIONS": '{"queue_type": "classic", "queues": ["celery"]}'}
-
-
-@pytest.fixture
-def load(tmp_path, monkeypatch):
-    """Return a function that imports celeryconfig afresh under the given variables and nothing else."""
-    for file in SOURCE.glob("*.py"):
-        name = "celeryconfig.py" if file.stem == "base" else f"celeryconfig_{file.name}"
-        shutil.copy(file, tmp_path / name)
-    monkeypatch.syspath_prepend(tmp_path)
-    for name in os.environ:
-        if name.startswith("CELERY"):
-            monkeypatch.delenv(name)
-
-    def forget():
-        for name in [name for name in sys.modules if name.split("_")[0] == "celeryconfig"]:
-            del sys.modules[name]
-
-    def load(*variables):
-        forget()
-        with monkeypatch.context() as patch:
-            for name, value in {name: value for each in variables for name, value in each.items()}.items():
-                if value is not None:
-                    patch.setenv(f"CELERYCONFIG_{name}", value)
-            return importlib.import_module("celeryconfig")
-
-    yield load
-    forget()
-
-
-def settings(module):
-    return {name: value for name, value in vars(module).items() if not name.startswith("_")}
-
-
-def app_of(module):
-    app = Celery(set_as_current=False)
-    app.config_from_object(module)
-    return app
 
 
 @pytest.mark.parametrize("extra", [{}, CLASSIC, {"LOGIN": "client"}], ids=["quorum", "classic", "client"])
