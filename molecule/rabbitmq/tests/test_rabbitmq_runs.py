@@ -127,6 +127,18 @@ def test_a_setting_that_the_server_refuses_is_named_and_changes_nothing(site: Si
     assert pid(server) == before
 
 
+def test_another_type_for_a_queue_that_is_there_is_refused_and_changes_nothing(
+    site: Site, server: Host
+) -> None:
+    run = site.run(rabbitmq_queue_type="classic")
+    assert run.returncode != 0
+    assert "a queue keeps its type" in run.stdout
+    assert "delete_queue --vhost celery NAME" in run.stdout
+    assert "changed=0" in run.stdout
+    # Not even the rights of workers that use delayed delivery now.
+    assert "celery_delayed_" in server.check_output("rabbitmqctl -q list_permissions --vhost celery")
+
+
 def test_a_killed_run_is_completed_by_the_next(site: Site, server: Host) -> None:
     """Killed right after the file was written: the restart that applies it never came."""
     wanted = {"tcp_listen_options.backlog": 777}

@@ -3,6 +3,7 @@
 
 check-config FILE    would the server take these settings?
 pending              what the running node has otherwise than the files say: one JSON object; changes nothing
+queue-types          the types of our queues of tasks, as the running node has them: one JSON object
 apply                give the running node what it can take
 wait                 until the node answers
 close-epmd           with the node stopped, end a port mapper that others can reach
@@ -65,6 +66,7 @@ def main(arguments: list[str]) -> int:
     commands: dict[str, Callable[..., None]] = {
         "check-config": check_config,
         "pending": pending,
+        "queue-types": queue_types,
         "apply": apply,
         "wait": wait,
         "close-epmd": close_epmd,
@@ -292,6 +294,14 @@ def pending() -> None:
     if now is None and epmd_is_open():
         answer["restart"] = ["epmd"]
     sys.stdout.write(f"{json.dumps(answer if now is None else answer | differences(now))}\n")
+
+
+def queue_types() -> None:
+    """Print {"vhost name": "quorum", ...}; {} where no node answers."""
+    now = ask()
+    queues = [] if now is None else now["definitions"]["queues"]
+    types = {f"{queue['vhost']} {queue['name']}": queue["type"] for queue in queues}
+    sys.stdout.write(f"{json.dumps(types)}\n")
 
 
 def apply() -> None:
