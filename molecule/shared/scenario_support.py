@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -50,6 +51,24 @@ def until(condition: Callable[[], Any], seconds: float = 30, what: str = "the co
             return value
         time.sleep(0.2)
     pytest.fail(f"{what}: not within {seconds} s")
+
+
+def networks_of(name: str) -> dict[str, str]:
+    """Return the address that the host of this name has on each of its networks, by their names."""
+    shown = subprocess.run(
+        ["docker", "inspect", "-f", "{{json .NetworkSettings.Networks}}", name],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return {network: settings["IPAddress"] for network, settings in json.loads(shown.stdout).items()}
+
+
+def reaches(name: str, address: str, port: int) -> bool:
+    """Tell whether the host of this name gets a TCP connection within 3 s."""
+    shell = f"timeout 3 bash -c 'exec 3<>/dev/tcp/{address}/{port}' && echo open"
+    tried = subprocess.run(
+        ["docker", "exec", name, "bash", "-c", shell], capture_output=True, text=True, check=False
+    )
+    return "open" in tried.stdout
 
 
 class CeleryHost:
@@ -135,10 +154,41 @@ class Site:
             output, _ = process.communicate(timeout=600)
         return subprocess.CompletedProcess(process.args, process.returncode, output)
 
+    def assert_nothing_to_do(self, *more: str, **variables: Any) -> None:
+        """Run to the end; fail if the run fails, changes anything on any host, or prints a secret."""
+        run = self.run(*more, **variables)
+        assert run.returncode == 0, run.stdout[-3000:]
+        recap = dict(re.findall(r"^(\S+) +: ok=\d+ +changed=(\d+) ", run.stdout, re.MULTILINE))
+        assert recap, run.stdout[-3000:]
+        assert set(recap.values()) == {"0"}, run.stdout[-3000:]
+        self.assert_hidden(run.stdout)
+
+    def assert_clean_check_ended_well(self) -> None:
+        """Fail if the run in check mode that prepare.yml made on the clean host failed, or printed a secret."""
+        output = (self.ephemeral / "clean-check.log").read_text()
+        assert "failed=0" in output
+        self.assert_hidden(output)
+
     def secrets(self) -> dict[str, str]:
         """Return every generated secret by its name."""
         lines = self.state("grep -H . secrets/*").splitlines()
         return {Path(name).name: value for name, value in (line.split(":", 1) for line in lines)}
+
+    def forget_secrets(self) -> dict[str, str]:
+        """Remove the generated secrets, so that the next run makes new ones; return those that were."""
+        old = self.secrets()
+        for name in old:
+            (self.state_directory / "secrets" / name).unlink()
+        return old
+
+    def assert_replaced(self, old: dict[str, str], output: str) -> dict[str, str]:
+        """Fail unless every secret is another one now, and none of both is in what a run printed; return the new."""
+        new = self.secrets()
+        assert set(new) == set(old)
+        assert not set(new.values()) & set(old.values())
+        for secret in (*old.values(), *new.values()):
+            assert secret not in output
+        return new
 
     def expired(self, certificate: str) -> str:
         """Return the PEM of `certificate` as our own authority would have issued it, over since an hour ago."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import decimal
 import json
@@ -11,14 +12,14 @@ import sys
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any, Self
 
 from celery import Celery
 from celery.app.task import Context
 from celery.result import AsyncResult, GroupResult
 from tests.integration.database_lab import LABS, Database, DatabaseLab
 from tests.integration.redis_lab import RedisLab
+from tests.integration.verbs_support import Ran
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,17 +101,19 @@ class Stores:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._labs: dict[str, Any] = {}
+        self._running = contextlib.ExitStack()
         self._databases = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     def lab(self, scheme: str) -> Any:
         if scheme not in self._labs:
-            if scheme == "redis":
-                lab: Any = RedisLab(self._directory / "redis")
-                lab.start()
-            else:
-                lab = LABS[scheme]()
-                lab.start()
-            self._labs[scheme] = lab
+            lab = RedisLab(self._directory / "redis") if scheme == "redis" else LABS[scheme]()
+            self._labs[scheme] = self._running.enter_context(lab)
         return self._labs[scheme]
 
     def new(self, scheme: str, **database: Any) -> Place:
@@ -122,25 +125,24 @@ class Stores:
         return Place(scheme, OURS + made.url("worker"), database=made)
 
     def stop(self) -> None:
-        for lab in self._labs.values():
-            lab.stop()
+        self._running.close()
 
 
 def redis_place(lab: RedisLab, number: int = 0, login: str = "admin") -> Place:
     client = lab.admin()
     client.connection_pool.connection_kwargs["db"] = number
     client.flushdb()
-    user = login if login == "admin" else f"celery-{login}"
-    url = (
-        f"rediss://{user}:{quote(lab.passwords[login], safe='')}@{lab.address}:{lab.port}/{number}"
-        f"?ssl_cert_reqs=required&ssl_ca_certs={quote(str(lab.authority.file), safe='')}"
-    )
-    return Place("redis", url, redis=client)
+    return Place("redis", lab.url(login, number), redis=client)
 
 
 def database_place(lab: DatabaseLab) -> Place:
     made = lab.database()
     return Place(lab.scheme, OURS + made.url("worker"), database=made)
+
+
+def place_on(lab: RedisLab | DatabaseLab) -> Place:
+    """Make a store on a server of its own."""
+    return redis_place(lab) if isinstance(lab, RedisLab) else database_place(lab)
 
 
 def request(identifier: str, **changes: Any) -> Context:
@@ -230,39 +232,29 @@ def seen(app: Celery, identifier: str) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class Ran:
-    code: int
-    stdout: str
-    stderr: str
-
-    @property
-    def document(self) -> dict[str, Any]:
-        document: dict[str, Any] = json.loads(self.stdout)
-        return document
-
-
 class Copying:
     """The verb between two places, as a user runs it, with one checkpoint."""
 
     def __init__(self, directory: Path, source: Place, target: Place) -> None:
         directory.mkdir(exist_ok=True)
         self.checkpoint = directory / "copy.json"
-        self._environment = {
+        self.environment = {
             **os.environ,
             "PYTHONPATH": str(SOURCE),
             "COPY_FROM": source.url,
             "COPY_TO": target.url,
         }
 
+    def command(self, *arguments: str, verb: str = "copy") -> list[str]:
+        own = ["--checkpoint", str(self.checkpoint)] if verb == "copy" else []
+        both = ["--from", "env:COPY_FROM", "--to", "env:COPY_TO"]
+        return [sys.executable, "-m", "celery_results", verb, *both, *own, *arguments]
+
     def start(self, *arguments: str, verb: str = "copy", text: bool = False) -> subprocess.Popen[str]:
-        own = ["--checkpoint", str(self.checkpoint), "--no-brake"] if verb == "copy" else []
+        own = ["--no-brake"] if verb == "copy" else []
         return subprocess.Popen(
-            [
-                *(sys.executable, "-m", "celery_results", verb, "--from", "env:COPY_FROM"),
-                *("--to", "env:COPY_TO", *own, *([] if text else ["--json"]), *arguments),
-            ],
-            env=self._environment,
+            self.command(*own, *([] if text else ["--json"]), *arguments, verb=verb),
+            env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -7,14 +7,13 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import quote
 
 import psycopg
@@ -23,6 +22,7 @@ from celery.backends.database.models import TaskExtended
 from celery.backends.database.session import ResultModelBase
 from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
+from tests.integration.lab_files import Lab, free_port
 from tests.integration.redis_lab import Authority
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Database:
 
 
 @dataclass
-class DatabaseLab(ABC):
+class DatabaseLab(Lab):
     """One server with its private data directory."""
 
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -90,27 +90,15 @@ class DatabaseLab(ABC):
     scheme: ClassVar[str]
     default_driver: ClassVar[str] = ""
 
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
     def start(self) -> None:
         """Make the data directory and start the server."""
         self.directory = Path(tempfile.mkdtemp(prefix="crb-lab-"))
-        try:
-            with socket.create_server((self.address, 0)) as listener:
-                self.port = listener.getsockname()[1]
-            self.authority = Authority(self.directory)
-            self.certificate = self.authority.issue(self.address)
-            self.initialize()
-            self.restart()
-            self.create_logins()
-        except BaseException:
-            self.stop()
-            raise
+        self.port = free_port(self.address)
+        self.authority = Authority(self.directory)
+        self.certificate = self.authority.issue(self.address)
+        self.initialize()
+        self.restart()
+        self.create_logins()
 
     def restart(self) -> None:
         """Start the server again; stop it first if it runs."""

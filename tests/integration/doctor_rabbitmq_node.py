@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tests.integration.doctor_redis_server import Authority
+from tests.integration.lab_files import free_port
 from tests.integration.rabbitmq_lab import VHOST, RabbitmqLab, permissions
 
 if TYPE_CHECKING:
@@ -20,13 +20,6 @@ OLD_VERSIONS = (
     "{ciphers,ssl:cipher_suites(all,'tlsv1.1')++ssl:cipher_suites(all,'tlsv1.2')}"
 )
 WANTS_CERTIFICATE = "{verify,verify_peer},{fail_if_no_peer_cert,true}"
-
-
-def free_port(address: str) -> int:
-    """Find a port of an address where nothing listens."""
-    with socket.create_server((address, 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 @dataclass

@@ -14,6 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from tests.integration.lab_files import free_port
 
 HOST = "127.0.0.1"
 DEADLINE_SECONDS = 10
@@ -74,10 +75,15 @@ class Authority:
         return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return probe.getsockname()[1]
+def write_logins(directory: Path, passwords: dict[str, str], **users: str) -> None:
+    """Write the env file of each name with the login of its user; a user of no name leaves none."""
+    for name, user in users.items():
+        path = directory / f"{name}.env"
+        path.unlink(missing_ok=True)
+        if user:
+            path.touch(mode=0o640)
+            password = passwords.get(user, "no-such-password")
+            path.write_text(f'LOGIN_USER="{user}"\nLOGIN_PASSWORD="{password}"\n')
 
 
 @dataclass

@@ -11,13 +11,13 @@ import sys
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from celery import chain, chord, group, states
 from celery.result import AsyncResult, GroupResult
+from tests.integration import database_case
 from tests.integration.database_case import OURS, STOCK
 from tests.integration.dual_application import make
-from tests.integration.redis_lab import ROOT, RedisLab
+from tests.integration.lab_files import ROOT
 
 from celery_results.backends.dual.points import lists_of
 from celery_results.migration.journal import Journal
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from celery import Celery
     from tests.integration.database_lab import Database
+    from tests.integration.redis_lab import RedisLab
 
 DUAL = "celery_results.backends.dual:DualBackend"
 REDIS = "celery_results.backends.redis:RedisBackend+"
@@ -38,21 +39,7 @@ SETTLE_SECONDS = 15.0
 
 def until(condition: Callable[[], Any], what: str, seconds: float = PATIENCE_SECONDS) -> Any:
     """Ask until the answer is true."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        answer = condition()
-        if answer:
-            return answer
-        time.sleep(0.02)
-    raise AssertionError(what)
-
-
-def redis_url(lab: RedisLab, login: str, database: int = 0) -> str:
-    user = "admin" if login == "admin" else f"celery-{login}"
-    return (
-        f"rediss://{user}:{quote(lab.passwords[login], safe='')}@{lab.address}:{lab.port}/{database}"
-        f"?ssl_cert_reqs=required&ssl_ca_certs={quote(str(lab.authority.file), safe='')}"
-    )
+    return database_case.until(condition, what, seconds)
 
 
 def redis_side(
@@ -60,22 +47,13 @@ def redis_side(
 ) -> dict[str, Any]:
     # A client whose Redis was killed would try twenty times, a second apart, to end a subscription.
     retries = {"result_backend_transport_options": {"retry_policy": {"max_retries": 2}}}
-    return {"result_backend": ("" if stock else REDIS) + redis_url(lab, login), **retries, **settings}
+    return {"result_backend": ("" if stock else REDIS) + lab.url(login), **retries, **settings}
 
 
 def database_side(
     database: Database, login: str = "worker", *, stock: bool = False, **settings: Any
 ) -> dict[str, Any]:
     return {"result_backend": (STOCK if stock else OURS) + database.url(login), **settings}
-
-
-def restart_redis(lab: RedisLab) -> None:
-    """Start a killed server again, on its port and with its data if `durable` was called."""
-    with (lab.directory / "redis.log").open("ab") as log:
-        lab.process = subprocess.Popen(
-            ["redis-server", str(lab.directory / "redis.conf")], stdout=log, stderr=log
-        )
-    lab._wait()
 
 
 def durable(lab: RedisLab) -> RedisLab:
@@ -120,7 +98,7 @@ class Case:
             },
         }
         return {
-            "broker_url": redis_url(self.broker, "admin", 1),
+            "broker_url": self.broker.url("admin", 1),
             "broker_connection_retry_on_startup": True,
             "result_expires": 3600,
             "task_track_started": True,

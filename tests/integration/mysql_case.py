@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tests.integration.database_lab import Database, MariaDBLab
-from tests.integration.redis_lab import ROOT, quoted
+from tests.integration.lab_files import LOGIN_FILES, RESULTS, write_env, write_settings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,29 +51,16 @@ def database_of(lab: MariaDBLab, tables: str = "provisioned") -> Database:
 
 def write_config(directory: Path, database: Database, **changes: str) -> Path:
     """Write what the celery role writes to /etc/celery; changes go to all env files."""
-    directory.mkdir(parents=True)
-    for name in ("base", "mysql"):
-        deployed = "celeryconfig" if name == "base" else f"celeryconfig_{name}"
-        shutil.copy(ROOT / "files" / "celeryconfig" / f"{name}.py", directory / f"{deployed}.py")
-    lab: Any = database.lab
-    for file, login in {"celery.env": "worker", "client.env": "client", "monitor.env": "monitor"}.items():
-        values = {
-            "CELERYCONFIG_RESULT_NAME": "mysql",
-            "CELERYCONFIG_RESULT_SCHEME": "mysql",
-            "CELERYCONFIG_RESULT_HOSTS": f"{lab.address}:{lab.port}",
-            "CELERYCONFIG_RESULT_DATABASE": database.name,
-            "CELERYCONFIG_RESULT_USERNAME": f"celery_{login}",
-            "CELERYCONFIG_RESULT_PASSWORD": lab.passwords[login],
-            "CELERYCONFIG_RESULT_TLS_ENABLED": "true",
-            "CELERYCONFIG_RESULT_TLS_CA_FILE": str(lab.authority.file),
-            "CELERYCONFIG_RESULT_OPTIONS": '{"pool_recycle_seconds": 1800}',
-            "CELERYCONFIG_LOGIN": login,
-            "CELERYCONFIG_RESULT_EXPIRES_SECONDS": "86400",
-            "CELERYCONFIG_RESULT_EXTENDED": "false",
-            "CELERYCONFIG_RESULT_SERIALIZER": "json",
-            **changes,
-        }
-        path = directory / file
-        path.write_text("".join(f"{name}={quoted(value)}\n" for name, value in values.items()))
-        path.chmod(0o600)
+    write_settings(directory, "mysql")
+    for file, login in LOGIN_FILES.items():
+        values = database.lab.connection_values(
+            "RESULT",
+            login,
+            name="mysql",
+            scheme="mysql",
+            database=database.name,
+            username=f"celery_{login}",
+            options='{"pool_recycle_seconds": 1800}',
+        )
+        write_env(directory / file, {**values, "CELERYCONFIG_LOGIN": login, **RESULTS, **changes})
     return directory

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from tests.integration.database_lab import START_SECONDS, PostgresLab
-from tests.integration.redis_lab import ROOT, quoted
+from tests.integration.lab_files import LOGIN_FILES, RESULTS, write_env, write_settings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,10 +39,6 @@ class DeployedPostgres(PostgresLab):
     """One server with one database; `hba` and `options` are what a test may weaken."""
 
     hba: str = HBA
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
 
     def initialize(self) -> None:
         super().initialize()
@@ -99,32 +94,18 @@ class DeployedPostgres(PostgresLab):
 
     def write_config(self, directory: Path, implementation: str = "bundled", **changes: str) -> Path:
         """Write what the celery role writes to /etc/celery; changes go to all env files."""
-        directory.mkdir(parents=True)
-        for name in ("base", "postgresql"):
-            deployed = "celeryconfig" if name == "base" else f"celeryconfig_{name}"
-            shutil.copy(ROOT / "files" / "celeryconfig" / f"{name}.py", directory / f"{deployed}.py")
-        for file, login in (("celery.env", "worker"), ("client.env", "client"), ("monitor.env", "monitor")):
-            values = self._values(login) | {"CELERYCONFIG_RESULT_IMPLEMENTATION": implementation} | changes
-            path = directory / file
-            path.write_text("".join(f"{name}={quoted(value)}\n" for name, value in values.items()))
-            path.chmod(0o600)
+        write_settings(directory, "postgresql")
+        implementations = {"CELERYCONFIG_RESULT_IMPLEMENTATION": implementation}
+        for file, login in LOGIN_FILES.items():
+            values = self.connection_values(
+                "RESULT",
+                login,
+                name="postgresql",
+                scheme="postgresql",
+                database=NAME,
+                username=f"celery_{login}",
+                options='{"synchronous_commit": "on"}',
+            )
+            more = {"CELERYCONFIG_LOGIN": login, **RESULTS, **implementations, **changes}
+            write_env(directory / file, {**values, **more})
         return directory
-
-    def _values(self, login: str) -> dict[str, Any]:
-        return {
-            "CELERYCONFIG_RESULT_NAME": "postgresql",
-            "CELERYCONFIG_RESULT_SCHEME": "postgresql",
-            "CELERYCONFIG_RESULT_HOSTS": f"{self.address}:{self.port}",
-            "CELERYCONFIG_RESULT_DATABASE": NAME,
-            "CELERYCONFIG_RESULT_USERNAME": f"celery_{login}",
-            "CELERYCONFIG_RESULT_PASSWORD": self.passwords[login],
-            "CELERYCONFIG_RESULT_TLS_ENABLED": "true",
-            "CELERYCONFIG_RESULT_TLS_CA_FILE": str(self.authority.file),
-            "CELERYCONFIG_RESULT_TLS_CERT_FILE": "",
-            "CELERYCONFIG_RESULT_TLS_KEY_FILE": "",
-            "CELERYCONFIG_RESULT_OPTIONS": '{"synchronous_commit": "on"}',
-            "CELERYCONFIG_LOGIN": login,
-            "CELERYCONFIG_RESULT_EXPIRES_SECONDS": "86400",
-            "CELERYCONFIG_RESULT_EXTENDED": "false",
-            "CELERYCONFIG_RESULT_SERIALIZER": "json",
-        }

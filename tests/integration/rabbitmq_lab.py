@@ -11,7 +11,6 @@ import re
 import secrets
 import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import time
@@ -20,18 +19,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import amqp
-from tests.integration.redis_lab import Authority, quoted
+from tests.integration.lab_files import (
+    LOGIN_FILES,
+    RESULTS,
+    ROOT,
+    Lab,
+    free_port,
+    quoted,
+    write_env,
+    write_settings,
+)
+from tests.integration.redis_lab import Authority
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-ROOT = Path(__file__).parents[2]
 START_SECONDS = 90.0
 CONTROL_SECONDS = 60
 LOGINS = ("worker", "client", "monitor")
 VHOST = "celery"
 QUEUES = ("celery",)
 PROBE = "celery-results.probe"
+
+# What weakens the deployed settings, for `weaken`.
+ANY_CERTIFICATE = ('"cert_reqs": _ssl.CERT_REQUIRED', '"cert_reqs": _ssl.CERT_NONE')
+ANY_NAME = ('"server_hostname": None,', "")
 
 # The role's patterns; docs/rabbitmq.md says what each part is for.
 UUID = "[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}"
@@ -67,7 +79,7 @@ def password_hash(password: str) -> str:
 
 
 @dataclass
-class RabbitmqLab:
+class RabbitmqLab(Lab):
     """One node and the files of one Celery host."""
 
     directory: Path
@@ -210,12 +222,8 @@ class RabbitmqLab:
         self, directory: Path, *, result: bool = True, broker: bool = True, **changes: str
     ) -> Path:
         """Write what the celery role writes to /etc/celery; changes go to all env files."""
-        directory.mkdir(parents=True, exist_ok=True)
-        for name in ("base", "rabbitmq"):
-            deployed = "celeryconfig" if name == "base" else f"celeryconfig_{name}"
-            shutil.copy(ROOT / "files" / "celeryconfig" / f"{name}.py", directory / f"{deployed}.py")
-        files = {"celery.env": "worker", "client.env": "client", "monitor.env": "monitor"}
-        for name, login in files.items():
+        write_settings(directory, "rabbitmq")
+        for name, login in LOGIN_FILES.items():
             self.write_env(directory / name, login, result=result, broker=broker, **changes)
         return directory
 
@@ -237,29 +245,21 @@ class RabbitmqLab:
             **(self._connection_values("RESULT", login) if result else {}),
             **(self._connection_values("BROKER", login) if broker else {}),
             "CELERYCONFIG_LOGIN": login,
-            "CELERYCONFIG_RESULT_EXPIRES_SECONDS": "86400",
-            "CELERYCONFIG_RESULT_EXTENDED": "false",
-            "CELERYCONFIG_RESULT_SERIALIZER": "json",
+            **RESULTS,
             **changes,
         }
-        path.write_text("".join(f"{name}={quoted(value)}\n" for name, value in values.items()))
-        path.chmod(0o600)
+        write_env(path, values)
 
     def _connection_values(self, role: str, login: str) -> dict[str, str]:
-        prefix = f"CELERYCONFIG_{role}_"
-        return {
-            f"{prefix}NAME": "rabbitmq",
-            f"{prefix}SCHEME": "amqps",
-            f"{prefix}HOSTS": f"{self.address}:{self.port}",
-            f"{prefix}DATABASE": VHOST,
-            f"{prefix}USERNAME": f"celery-{login}",
-            f"{prefix}PASSWORD": self.passwords[login],
-            f"{prefix}TLS_ENABLED": "true",
-            f"{prefix}TLS_CA_FILE": str(self.authority.file),
-            f"{prefix}TLS_CERT_FILE": "",
-            f"{prefix}TLS_KEY_FILE": "",
-            f"{prefix}OPTIONS": json.dumps({"queue_type": self.queue_type, "queues": list(QUEUES)}),
-        }
+        return self.connection_values(
+            role,
+            login,
+            name="rabbitmq",
+            scheme="amqps",
+            database=VHOST,
+            username=f"celery-{login}",
+            options=json.dumps({"queue_type": self.queue_type, "queues": list(QUEUES)}),
+        )
 
     def _prepare(self) -> None:
         for name in ("data", "log"):
@@ -267,8 +267,8 @@ class RabbitmqLab:
         self.passwords = self.passwords or {name: f"{name}:/@#%?{secrets.token_hex(12)}" for name in LOGINS}
         self.authority = Authority(self.directory)
         certificate, key = self.authority.issue(self.address)
-        self.port, self.plain = _free_port(self.address), _free_port(self.address)
-        self._ports = {name: _free_port("127.0.0.1") for name in ("epmd", "dist")}
+        self.port, self.plain = free_port(self.address), free_port(self.address)
+        self._ports = {name: free_port("127.0.0.1") for name in ("epmd", "dist")}
         definitions = self.directory / "definitions.json"
         definitions.write_text(json.dumps(self.definitions(), indent=1))
         config = {
@@ -376,9 +376,3 @@ def _program(name: str) -> str:
         message = "these tests need a real server: apt-get install --yes rabbitmq-server"
         raise FileNotFoundError(message)
     return str(found[-1])
-
-
-def _free_port(address: str) -> int:
-    with socket.create_server((address, 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port

@@ -6,28 +6,36 @@ import contextlib
 import datetime as dt
 import hashlib
 import ipaddress
-import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import redis
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from tests.integration.lab_files import (
+    LOGIN_FILES,
+    RESULTS,
+    ROOT,
+    Lab,
+    free_port,
+    write_env,
+    write_settings,
+)
+from tests.integration.verbs_support import Ran
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
 START_SECONDS = 10.0
 LOGINS = ("worker", "client", "reader", "exporter", "broker", "admin")
 TASK, GROUP = "celery-task-meta-*", "celery-taskset-meta-*"
@@ -95,7 +103,7 @@ class Authority:
 
 
 @dataclass
-class RedisLab:
+class RedisLab(Lab):
     """One server and the files of one Celery host."""
 
     directory: Path
@@ -109,20 +117,16 @@ class RedisLab:
     process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        program = shutil.which("redis-server")
-        if program is None:
-            message = "these tests need a real server: apt-get install --yes redis-server"
-            raise FileNotFoundError(message)
         self.directory.mkdir(parents=True, exist_ok=True)
         self.passwords = self.passwords or {name: f"{name}:/@#%?{secrets.token_hex(12)}" for name in LOGINS}
         self.authority = Authority(self.directory)
         certificate, key = self.authority.issue(self.address)
-        self.port = _free_port(self.address)
+        self.port = free_port(self.address)
         acl_file = self.directory / "users.acl"
         acl_file.write_text("".join(f"{line}\n" for line in self._acl_lines()))
         config = {
             "bind": self.address,
-            "port": _free_port(self.address) if self.plain_port else 0,
+            "port": free_port(self.address) if self.plain_port else 0,
             "tls-port": self.port,
             "tls-cert-file": certificate,
             "tls-key-file": key,
@@ -134,23 +138,46 @@ class RedisLab:
             "maxmemory": "100mb",
             "maxmemory-policy": "noeviction",
         }
-        config_file = self.directory / "redis.conf"
-        config_file.write_text("".join(f"{name} {value}\n" for name, value in config.items()))
-        with (self.directory / "redis.log").open("wb") as log:
-            self.process = subprocess.Popen([program, config_file], stdout=log, stderr=log)
+        (self.directory / "redis.conf").write_text("".join(f"{k} {v}\n" for k, v in config.items()))
+        self.restart()
+
+    def restart(self) -> None:
+        """Start a killed server again, on its port and with what it has on the disk."""
+        program = shutil.which("redis-server")
+        if program is None:
+            message = "these tests need a real server: apt-get install --yes redis-server"
+            raise FileNotFoundError(message)
+        with (self.directory / "redis.log").open("ab") as log:
+            self.process = subprocess.Popen([program, self.directory / "redis.conf"], stdout=log, stderr=log)
         self._wait()
 
-    def stop(self) -> None:
+    def kill(self) -> None:
+        """End the server as a power failure would: kill -9."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
 
+    def stop(self) -> None:
+        self.kill()
+
+    def url(self, login: str, database: int = 0) -> str:
+        """Give the address of a database as Celery takes it, TLS verified."""
+        password = quote(self.passwords[login], safe="")
+        return (
+            f"rediss://{_user(login)}:{password}@{self.address}:{self.port}/{database}"
+            f"?ssl_cert_reqs=required&ssl_ca_certs={quote(str(self.authority.file), safe='')}"
+        )
+
     def admin(self) -> redis.Redis:
+        return self.client("admin")
+
+    def client(self, login: str) -> redis.Redis:
+        """Give a client with a login; it connects at its first command."""
         return redis.Redis(
             host=self.address,
             port=self.port,
-            username="admin",
-            password=self.passwords["admin"],
+            username=_user(login),
+            password=self.passwords[login],
             ssl=True,
             ssl_ca_certs=str(self.authority.file),
             socket_timeout=5,
@@ -159,12 +186,8 @@ class RedisLab:
 
     def write_config(self, directory: Path, *, broker: bool = False, **changes: str) -> Path:
         """Write what the celery role writes to /etc/celery; changes go to all env files."""
-        directory.mkdir(parents=True)
-        for name in ("base", "redis"):
-            deployed = "celeryconfig" if name == "base" else f"celeryconfig_{name}"
-            shutil.copy(ROOT / "files" / "celeryconfig" / f"{name}.py", directory / f"{deployed}.py")
-        files = {"celery.env": "worker", "client.env": "client", "monitor.env": "exporter"}
-        for name, login in files.items():
+        write_settings(directory, "redis")
+        for name, login in {**LOGIN_FILES, "monitor.env": "exporter"}.items():
             self.write_env(directory / name, login, broker=broker, **changes)
         return directory
 
@@ -173,29 +196,21 @@ class RedisLab:
             **self._connection_values("RESULT", login),
             **(self._connection_values("BROKER", "broker") if broker else {}),
             "CELERYCONFIG_LOGIN": "monitor" if login == "exporter" else login,
-            "CELERYCONFIG_RESULT_EXPIRES_SECONDS": "86400",
-            "CELERYCONFIG_RESULT_EXTENDED": "false",
-            "CELERYCONFIG_RESULT_SERIALIZER": "json",
+            **RESULTS,
             **changes,
         }
-        path.write_text("".join(f"{name}={quoted(value)}\n" for name, value in values.items()))
-        path.chmod(0o600)
+        write_env(path, values)
 
     def _connection_values(self, role: str, login: str) -> dict[str, str]:
-        prefix = f"CELERYCONFIG_{role}_"
-        return {
-            f"{prefix}NAME": "redis",
-            f"{prefix}SCHEME": "rediss",
-            f"{prefix}HOSTS": f"{self.address}:{self.port}",
-            f"{prefix}DATABASE": "1" if role == "BROKER" else "0",
-            f"{prefix}USERNAME": f"celery-{login}",
-            f"{prefix}PASSWORD": self.passwords[login],
-            f"{prefix}TLS_ENABLED": "true",
-            f"{prefix}TLS_CA_FILE": str(self.authority.file),
-            f"{prefix}TLS_CERT_FILE": "",
-            f"{prefix}TLS_KEY_FILE": "",
-            f"{prefix}OPTIONS": "{}",
-        }
+        return self.connection_values(
+            role,
+            login,
+            name="redis",
+            scheme="rediss",
+            database="1" if role == "BROKER" else "0",
+            username=f"celery-{login}",
+            options="{}",
+        )
 
     def _acl_lines(self) -> list[str]:
         lines = []
@@ -203,9 +218,8 @@ class RedisLab:
             if user == "default":
                 lines.append(f"user default {rules}")
                 continue
-            name = user if user == "admin" else f"celery-{user}"
             digest = hashlib.sha256(self.passwords[user].encode()).hexdigest()
-            lines.append(f"user {name} on #{digest} resetkeys resetchannels -@all {rules}")
+            lines.append(f"user {_user(user)} on #{digest} resetkeys resetchannels -@all {rules}")
         return lines
 
     def _wait(self) -> None:
@@ -222,30 +236,15 @@ class RedisLab:
         raise RuntimeError(message)
 
 
-def quoted(value: str) -> str:
-    escaped = "".join(f"\\{character}" if character in '\\"$`' else character for character in value)
-    return f'"{escaped}"'
-
-
-def _free_port(address: str) -> int:
-    with socket.create_server((address, 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
+def _user(login: str) -> str:
+    return login if login == "admin" else f"celery-{login}"
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What one run of the command gave."""
+class Answer(Ran):
+    """What one run of smoke gave."""
 
-    code: int
-    stdout: str
-    stderr: str
     seconds: float
-
-    @property
-    def document(self) -> dict[str, Any]:
-        document: dict[str, Any] = json.loads(self.stdout)
-        return document
 
     def check(self, name: str) -> dict[str, Any]:
         return next(check for check in self.document["checks"] if check["name"] == name)
@@ -269,6 +268,11 @@ def command(config_directory: Path, *arguments: str) -> list[str]:
 def command_environment(temporary: Path) -> dict[str, str]:
     temporary.mkdir(exist_ok=True)
     return {**os.environ, "PYTHONPATH": str(ROOT / "src"), "TMPDIR": str(temporary)}
+
+
+def only(*names: str) -> list[str]:
+    """Ask smoke for these checks alone."""
+    return [argument for name in names for argument in ("--only", name)]
 
 
 def smoke(config_directory: Path, *arguments: str) -> Answer:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from celery import Celery
+from tests.integration.verbs_support import Ran
 
 if TYPE_CHECKING:
     from tests.integration.database_lab import Database
@@ -84,20 +83,6 @@ def contents(database: Database) -> list[tuple[Any, ...]]:
         tuple(bytes(value) if isinstance(value, memoryview) else value for value in row)
         for row in rows + groups
     ]
-
-
-@dataclass(frozen=True)
-class Ran:
-    """What one run gave."""
-
-    code: int
-    stdout: str
-    stderr: str
-
-    @property
-    def document(self) -> dict[str, Any]:
-        document: dict[str, Any] = json.loads(self.stdout)
-        return document
 
 
 def start_schema(directory: Path, command: str, url: str, *arguments: str) -> subprocess.Popen[str]:

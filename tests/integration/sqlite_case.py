@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tests.integration.redis_lab import quoted
+from tests.integration.lab_files import LOGIN_FILES, weaken, write_env, write_settings
 
 from celery_results.schema.upgrade import Options, run
 
-ROOT = Path(__file__).parents[2]
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class SqliteCase:
@@ -23,11 +23,8 @@ class SqliteCase:
         self.database.touch(mode=0o600)
         run(Options(url=f"sqlite:///{self.database}"), change=True)
         self.config = directory / "etc"
-        self.config.mkdir()
-        for name in ("base", "sqlite"):
-            deployed = "celeryconfig" if name == "base" else f"celeryconfig_{name}"
-            shutil.copy(ROOT / "files" / "celeryconfig" / f"{name}.py", self.config / f"{deployed}.py")
-        for file, login in {"celery.env": "worker", "client.env": "client", "monitor.env": "monitor"}.items():
+        write_settings(self.config, "sqlite")
+        for file, login in LOGIN_FILES.items():
             self._write_env(self.config / file, login, implementation)
 
     def _write_env(self, path: Path, login: str, implementation: str) -> None:
@@ -42,12 +39,8 @@ class SqliteCase:
             "RESULT_EXPIRES_SECONDS": "86400",
             "LOGIN": login,
         }
-        path.write_text("".join(f"CELERYCONFIG_{name}={quoted(value)}\n" for name, value in values.items()))
-        path.chmod(0o600)
+        write_env(path, {f"CELERYCONFIG_{name}": value for name, value in values.items()})
 
     def weaken(self, old: str, new: str) -> None:
         """Change the deployed settings."""
-        module = self.config / "celeryconfig_sqlite.py"
-        text = module.read_text()
-        assert old in text
-        module.write_text(text.replace(old, new))
+        weaken(self.config / "celeryconfig_sqlite.py", (old, new))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from celery.result import GroupResult
-from tests.integration.copy_case import VALUES, Copying, Stores, fill, save_groups, seen
+from tests.integration.copy_case import VALUES, Copying, fill, save_groups, seen
 
 WAYS = (
     ("redis", "postgresql"),
@@ -18,15 +18,6 @@ WAYS = (
     ("redis", "sqlite"),
     ("redis", "redis"),
 )
-
-
-@pytest.fixture(scope="module")
-def stores(tmp_path_factory):
-    made = Stores(tmp_path_factory.mktemp("stores"))
-    try:
-        yield made
-    finally:
-        made.stop()
 
 
 @pytest.fixture(params=WAYS, ids="-".join)

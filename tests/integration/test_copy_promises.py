@@ -16,11 +16,10 @@ import pytest
 from tests.integration.copy_case import (
     EXPIRES,
     Copying,
-    Stores,
     bulk,
     database_place,
     fill,
-    redis_place,
+    place_on,
     request,
     save_groups,
     seen,
@@ -31,15 +30,6 @@ from tests.integration.redis_lab import RedisLab
 from tests.integration.test_copy_directions import counts
 
 TASK = "celery-task-meta-"
-
-
-@pytest.fixture(scope="module")
-def stores(tmp_path_factory):
-    made = Stores(tmp_path_factory.mktemp("stores"))
-    try:
-        yield made
-    finally:
-        made.stop()
 
 
 def put(place, identifier, document, **life):
@@ -286,9 +276,11 @@ def test_a_kill_at_any_moment_loses_nothing(stores, tmp_path):
             kills += process.poll() is None
             os.kill(process.pid, signal.SIGKILL)
             process.communicate()
-        position = json.loads(copying.checkpoint.read_bytes())
-        noted = sum(position["results"][name] for name in ("copied", "present"))
-        assert noted <= target.count()
+        # A SCAN gives more than a batch asks for: the first kill may come before the first batch is noted.
+        if share > 0.02 or copying.checkpoint.exists():
+            position = json.loads(copying.checkpoint.read_bytes())
+            noted = sum(position["results"][name] for name in ("copied", "present"))
+            assert noted <= target.count()
     assert kills >= 3
     ran = copying.run("--batch", "500")
     assert ran.code == 0
@@ -304,35 +296,18 @@ def test_a_kill_at_any_moment_loses_nothing(stores, tmp_path):
 def test_a_target_that_goes_away_in_the_middle_gets_everything(stores, tmp_path, goal):
     source = stores.new("redis")
     ids = bulk(source, 30_000)
-    lab: Any = RedisLab(tmp_path / "target") if goal == "redis" else PostgresLab()
-    lab.start()
-    try:
-        target = redis_place(lab) if goal == "redis" else database_place(lab)
+    with RedisLab(tmp_path / "target") if goal == "redis" else PostgresLab() as lab:
+        target = place_on(lab)
         with Copying(tmp_path / "run", source, target).start("--batch", "500", "--patience", "60") as process:
             until(lambda: target.count() > 3_000, "it has begun")
             assert process.poll() is None
-            if goal == "redis":
-                # Without persistence it forgets everything, and only a new pass brings it back.
-                lab.process.kill()
-                lab.process.wait()
-                restart_redis(lab)
-            else:
-                lab.kill()
-                lab.restart()
+            # Without persistence a Redis forgets everything, and only a new pass brings it back.
+            lab.kill()
+            lab.restart()
             stdout, stderr = process.communicate(timeout=120)
         assert process.returncode == 0, stderr
         assert target.ids() == ids
         assert json.loads(stdout)["passes"] == (2 if goal == "redis" else 1)
-    finally:
-        lab.stop()
-
-
-def restart_redis(lab):
-    import subprocess  # noqa: PLC0415
-
-    with (lab.directory / "redis.log").open("ab") as log:
-        lab.process = subprocess.Popen(["redis-server", lab.directory / "redis.conf"], stdout=log, stderr=log)
-    lab._wait()
 
 
 def test_a_store_that_stays_away_ends_it_and_the_next_run_goes_on(stores, tmp_path):

@@ -13,9 +13,10 @@ import time
 import pytest
 from tests.integration.copy_case import EXPIRES, OURS, SOURCE, Copying, Place, bulk, fill, redis_place, seen
 from tests.integration.database_case import until
+from tests.integration.lab_files import ROOT
 from tests.integration.mysql_case import database_of, lab_with
 from tests.integration.postgresql_lab import DeployedPostgres
-from tests.integration.redis_lab import ROOT, RedisLab
+from tests.integration.redis_lab import RedisLab
 
 from celery_results.migration.pace import Brake
 from celery_results.migration.probe import Probe
@@ -47,10 +48,8 @@ def copy(config, source, target, *arguments, **more):
 @pytest.fixture
 def one(tmp_path):
     """Give a Redis of which two logins have what a copy needs, no more."""
-    lab = RedisLab(tmp_path / "redis", acl={"reader": READS, "worker": WRITES})
-    lab.start()
-    yield lab
-    lab.stop()
+    with RedisLab(tmp_path / "redis", acl={"reader": READS, "worker": WRITES}) as lab:
+        yield lab
 
 
 def test_two_env_files_of_the_role_are_all_it_needs(one, tmp_path):
@@ -179,20 +178,8 @@ def test_on_a_terminal_progress_is_a_bar(one, tmp_path):
     ours, theirs = pty.openpty()
     copying = Copying(tmp_path, source, target)
     process = subprocess.Popen(
-        [
-            *(
-                sys.executable,
-                "-m",
-                "celery_results",
-                "copy",
-                "--from",
-                "env:COPY_FROM",
-                "--to",
-                "env:COPY_TO",
-            ),
-            *("--checkpoint", str(copying.checkpoint), "--no-brake", "--rate", "4000", "--batch", "500"),
-        ],
-        env={**copying._environment, "COLUMNS": "160", "TERM": "xterm"},
+        copying.command("--no-brake", "--rate", "4000", "--batch", "500"),
+        env={**copying.environment, "COLUMNS": "160", "TERM": "xterm"},
         stdout=subprocess.DEVNULL,
         stderr=theirs,
     )
@@ -219,20 +206,8 @@ def test_a_store_that_answers_slowly_slows_the_copy_down(one, tmp_path):
     assert fast.code == 0
     target.redis.flushdb()
     process = subprocess.Popen(
-        [
-            *(
-                sys.executable,
-                "-m",
-                "celery_results",
-                "copy",
-                "--from",
-                "env:COPY_FROM",
-                "--to",
-                "env:COPY_TO",
-            ),
-            *("--checkpoint", str(copying.checkpoint), "--latency", "1", "--batch", "50", "--json"),
-        ],
-        env=copying._environment,
+        copying.command("--latency", "1", "--batch", "50", "--json"),
+        env=copying.environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -10,8 +10,10 @@ from urllib.parse import quote
 
 import amqp
 import pytest
-from tests.integration.doctor_rabbitmq_node import DoctorNode, free_port
+from tests.integration.doctor_case import by_code, doctor, serious
+from tests.integration.doctor_rabbitmq_node import DoctorNode
 from tests.integration.doctor_redis_server import Authority
+from tests.integration.lab_files import free_port
 from tests.integration.rabbitmq_lab import PROBE, VHOST
 
 from celery_results.cli import main
@@ -36,13 +38,9 @@ RPC = {"CRB401", "CRB402"}
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory) -> Iterator[DoctorNode]:
-    node = DoctorNode(tmp_path_factory.mktemp("rabbitmq"), plain_port=True)
-    try:
-        node.start()
+    with DoctorNode(tmp_path_factory.mktemp("rabbitmq"), plain_port=True) as node:
         node.open_listeners()
         yield node
-    finally:
-        node.stop()
 
 
 @pytest.fixture(autouse=True)
@@ -68,32 +66,13 @@ def examine(node, tmp_path, capsys):
         env_file = directory / ("celery.env" if login == "worker" else "client.env")
         if not monitor:
             (directory / "monitor.env").unlink()
-        arguments = [
-            "--config-directory",
-            str(directory),
-            "--env-file",
-            str(env_file),
-            "--fail-on",
-            "warning",
-        ]
-        code = main(["doctor", *arguments, "--json"])
-        output = capsys.readouterr().out
-        # Whatever went wrong, no output holds a secret.
-        for password in node.passwords.values():
-            assert password not in output
-            assert quote(password, safe="") not in output
-        found: dict[str, Any] = {}
-        for finding in json.loads(output)["findings"]:
-            text = found.get(finding["code"], {"found": ""})["found"]
-            found[finding["code"]] = finding | {"found": f"{text}{finding['found']}\n"}
-        assert code == expect, found
-        return found
+        arguments = "--env-file", str(env_file), "--fail-on", "warning"
+        secrets = node.passwords.values()
+        return by_code(
+            doctor(directory, *arguments, capsys=capsys, secrets=secrets, ends=lambda _: bool(expect))
+        )
 
     return run
-
-
-def serious(found) -> set[str]:
-    return {code for code, finding in found.items() if finding["severity"] != "info"}
 
 
 def wait_for(condition) -> None:

@@ -5,11 +5,12 @@ import json
 import socket
 import threading
 import time
-from urllib.parse import quote
 
 import pytest
 import redis
-from tests.integration.doctor_redis_server import HOST, SECRETS, USERS, Authority, RedisServer, free_port
+from tests.integration.doctor_case import by_code, doctor, serious
+from tests.integration.doctor_redis_server import HOST, SECRETS, USERS, Authority, RedisServer, write_logins
+from tests.integration.lab_files import free_port
 
 from celery_results.cli import main
 
@@ -60,31 +61,13 @@ def examine(tmp_path, server, capsys):
         directory.mkdir(exist_ok=True)
         text = SETTINGS.format(host=HOST, port=server.port, ca=ca or server.authority.file) + extra
         (directory / "celeryconfig.py").write_text(text)
-        for file, user in (("celery.env", login), ("monitor.env", monitor)):
-            if user:
-                path = directory / file
-                path.touch(mode=0o640)
-                password = SECRETS.get(user, "no-such-password")
-                path.write_text(f'LOGIN_USER="{user}"\nLOGIN_PASSWORD="{password}"\n')
-        code = main(["doctor", "--config-directory", str(directory), *arguments, "--json"])
-        output = capsys.readouterr().out
-        # Whatever went wrong, no output holds a secret.
-        for secret in SECRETS.values():
-            assert secret not in output
-            assert quote(secret, safe="") not in output
-        report = json.loads(output)
-        found: dict[str, dict[str, str]] = {}
-        for finding in report["findings"]:
-            text = found.get(finding["code"], {"found": ""})["found"]
-            found[finding["code"]] = finding | {"found": f"{text}{finding['found']}\n"}
-        assert code == expect, report
-        return found
+        write_logins(directory, SECRETS, celery=login, monitor=monitor)
+        secrets = SECRETS.values()
+        return by_code(
+            doctor(directory, *arguments, capsys=capsys, secrets=secrets, ends=lambda _: bool(expect))
+        )
 
     return run
-
-
-def serious(found):
-    return {code for code, finding in found.items() if finding["severity"] != "info"}
 
 
 def client(server, user="celery-powerful"):

@@ -1,12 +1,9 @@
 """Doctor against a real Redis as the broker: each live finding provoked once, and a good one without any."""
 
-import json
-from urllib.parse import quote
-
 import pytest
-from tests.integration.doctor_redis_server import HOST, SECRETS, USERS, Authority, RedisServer, free_port
-
-from celery_results.cli import main
+from tests.integration.doctor_case import by_code, doctor, serious
+from tests.integration.doctor_redis_server import HOST, SECRETS, USERS, Authority, RedisServer, write_logins
+from tests.integration.lab_files import free_port
 
 PASSWORDS = SECRETS | {"celery-broker": "broker-secret/4@x"}
 BROKER = (
@@ -68,31 +65,14 @@ def examine(tmp_path, server, capsys):
         if results:
             text += results.format(password=PASSWORDS["celery-worker"], **place)
         (directory / "celeryconfig.py").write_text(text)
-        for file, user in (("celery.env", login), ("monitor.env", monitor)):
-            path = directory / file
-            path.unlink(missing_ok=True)
-            if user:
-                path.touch(mode=0o640)
-                password = PASSWORDS.get(user, "no-such-password")
-                path.write_text(f'LOGIN_USER="{user}"\nLOGIN_PASSWORD="{password}"\n')
-        arguments = ["--config-directory", str(directory), "--fail-on", "warning", "--json"]
-        code = main(["doctor", *arguments])
-        output = capsys.readouterr().out
-        for secret in PASSWORDS.values():
-            assert secret not in output
-            assert quote(secret, safe="") not in output
-        found: dict[str, dict[str, str]] = {}
-        for finding in json.loads(output)["findings"]:
-            text = found.get(finding["code"], {"found": ""})["found"]
-            found[finding["code"]] = finding | {"found": f"{text}{finding['found']}\n"}
-        assert code == expect, found
-        return found
+        write_logins(directory, PASSWORDS, celery=login, monitor=monitor)
+        arguments = "--fail-on", "warning"
+        secrets = PASSWORDS.values()
+        return by_code(
+            doctor(directory, *arguments, capsys=capsys, secrets=secrets, ends=lambda _: bool(expect))
+        )
 
     return run
-
-
-def serious(found):
-    return {code for code, finding in found.items() if finding["severity"] != "info"}
 
 
 def test_good_broker_gives_neither_error_nor_warning(server, examine):

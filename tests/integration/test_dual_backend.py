@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from celery import chain, chord, group
 from celery.result import AsyncResult
-from tests.integration.database_lab import MariaDBLab, PostgresLab, SQLiteLab
+from tests.integration.database_lab import LABS, PostgresLab
 from tests.integration.dual_case import (
     EXPECTED,
     Case,
@@ -19,7 +20,6 @@ from tests.integration.dual_case import (
     durable,
     keys,
     redis_side,
-    restart_redis,
     run_canvas,
     stopped,
     until,
@@ -40,12 +40,8 @@ EAGER = {"mirror_seconds": 3.0, "breaker_seconds": 0.2}
 
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory) -> Iterator[RedisLab]:
-    lab = RedisLab(tmp_path_factory.mktemp("broker"))
-    try:
-        lab.start()
+    with RedisLab(tmp_path_factory.mktemp("broker")) as lab:
         yield lab
-    finally:
-        lab.stop()
 
 
 @pytest.fixture(scope="module")
@@ -58,17 +54,14 @@ def postgres() -> Iterator[PostgresLab]:
 def labs(postgres) -> Iterator[Callable[[str], Any]]:
     """Give a lab by name, started when it is first asked for."""
     started: dict[str, Any] = {"postgresql": postgres}
+    with contextlib.ExitStack() as running:
 
-    def lab(name: str) -> Any:
-        if name not in started:
-            started[name] = {"mysql": MariaDBLab, "sqlite": SQLiteLab}[name]()
-            started[name].start()
-        return started[name]
+        def lab(name: str) -> Any:
+            if name not in started:
+                started[name] = running.enter_context(LABS[name]())
+            return started[name]
 
-    yield lab
-    for name, each in started.items():
-        if name != "postgresql":
-            each.stop()
+        yield lab
 
 
 @pytest.fixture
@@ -229,7 +222,7 @@ def test_a_mirror_that_is_dead_from_the_start_stops_nobody_and_is_repaired(case,
     assert len(case.journal) >= len(set(seen.ids)) - 2
     text = (case.directory / "journal" / "journal").read_text()
     assert "on purpose" not in text
-    restart_redis(results)
+    results.restart()
     report = repair(case.app("dual_write"), seconds=WAIT_SECONDS)
     assert report.clean, report.left
     assert report.copied > 0
@@ -251,7 +244,7 @@ def test_a_mirror_that_is_killed_in_the_middle(case, results, stage):
     values = [result.get(timeout=WAIT_SECONDS) for result in sent]
     assert values == [2 * n for n in range(90)]
     assert len(case.journal) > 0
-    restart_redis(results)
+    results.restart()
     sent += [add.delay(n, n) for n in range(90, 100)]
     assert [result.get(timeout=WAIT_SECONDS) for result in sent[90:]] == [2 * n for n in range(90, 100)]
     assert repair(case.app(stage), seconds=WAIT_SECONDS).clean
@@ -442,7 +435,7 @@ def test_a_part_that_the_owner_missed_is_reported_when_it_is_back(case, results)
     for part in body.parent:
         AsyncResult(part.id, app=client).get(timeout=WAIT_SECONDS)
     until(lambda: any(entry.operation == "chord_part" for entry in case.journal.entries()), "not journalled")
-    restart_redis(results)
+    results.restart()
     assert AsyncResult(body.id, app=client).get(timeout=WAIT_SECONDS) == 15
     until(lambda: repair(case.app("cutover"), seconds=WAIT_SECONDS).clean, "it is not clean")
     assert len(case.journal) == 0
@@ -466,7 +459,7 @@ def test_a_part_that_died_with_its_process_is_named_by_the_repair(case, results)
     until(lambda: any(entry.operation == "chord_part" for entry in case.journal.entries()), "not journalled")
     os.killpg(second.pid, signal.SIGKILL)
     second.wait()
-    restart_redis(results)
+    results.restart()
     report = repair(case.app("cutover"), seconds=WAIT_SECONDS)
     assert not report.clean
     (left,) = report.left

@@ -9,8 +9,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.integration.lab_files import ROOT
 from tests.integration.mysql_case import lab_with
-from tests.integration.redis_lab import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

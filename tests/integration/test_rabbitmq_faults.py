@@ -15,7 +15,8 @@ import pytest
 from amqp.exceptions import AccessRefused, PreconditionFailed
 from celery import Celery
 from kombu.exceptions import OperationalError
-from tests.integration.rabbitmq_lab import QUEUES, ROOT, VHOST, RabbitmqLab, permissions
+from tests.integration.lab_files import ROOT
+from tests.integration.rabbitmq_lab import QUEUES, VHOST, RabbitmqLab, permissions
 
 from celery_results.settings import load_settings, read_env_file
 
@@ -42,12 +43,8 @@ def slow(seconds):
 
 @pytest.fixture(scope="module", params=["quorum", "classic"])
 def lab(tmp_path_factory, request) -> Iterator[RabbitmqLab]:
-    node = RabbitmqLab(tmp_path_factory.mktemp("rabbitmq"), queue_type=request.param)
-    try:
-        node.start()
+    with RabbitmqLab(tmp_path_factory.mktemp("rabbitmq"), queue_type=request.param) as node:
         yield node
-    finally:
-        node.stop()
 
 
 @pytest.fixture

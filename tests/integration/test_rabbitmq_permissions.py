@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 from celery import Celery
-from tests.integration.rabbitmq_lab import DELAYED, ROOT, UUID, VHOST, RabbitmqLab, permissions
+from tests.integration.lab_files import ROOT
+from tests.integration.rabbitmq_lab import DELAYED, UUID, VHOST, RabbitmqLab, permissions
 from tests.integration.test_rabbitmq_faults import wait_until, worker
 
 from celery_results.settings import load_settings, read_env_file
@@ -31,12 +32,8 @@ KINDS = ("configure", "write", "read")
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory) -> Iterator[RabbitmqLab]:
-    node = RabbitmqLab(tmp_path_factory.mktemp("rabbitmq"))
-    try:
-        node.start()
+    with RabbitmqLab(tmp_path_factory.mktemp("rabbitmq")) as node:
         yield node
-    finally:
-        node.stop()
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import redis
-from tests.integration.redis_lab import ROOT
+from tests.integration.lab_files import ROOT
 from tests.integration.test_redis_broker_acl import rules_of
 
 if TYPE_CHECKING:

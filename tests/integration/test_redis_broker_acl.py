@@ -17,7 +17,8 @@ import pytest
 import redis
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar
-from tests.integration.redis_lab import ROOT, RedisLab
+from tests.integration.lab_files import ROOT
+from tests.integration.redis_lab import RedisLab
 
 from celery_results.settings import read_env_file
 
@@ -160,12 +161,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisLab]:
     version = re.search(r"v=([0-9.]+)", subprocess.check_output(["redis-server", "--version"], text=True))
     assert version
     rules = " ".join(rules_of("celery-broker", version[1]))
-    lab = RedisLab(tmp_path_factory.mktemp("acl"), acl={"broker": rules})
-    try:
-        lab.start()
+    with RedisLab(tmp_path_factory.mktemp("acl"), acl={"broker": rules}) as lab:
         yield lab
-    finally:
-        lab.stop()
 
 
 @pytest.fixture(scope="module")
@@ -253,13 +250,5 @@ def test_nothing_is_granted_that_no_broker_uses(lab: RedisLab, used: set[str]) -
 )
 def test_the_broker_login_is_refused_the_rest(lab: RedisLab, used: set[str], command: str) -> None:
     assert used  # after it, for its log of denials is to be empty
-    client = redis.Redis(
-        host=lab.address,
-        port=lab.port,
-        username="celery-broker",
-        password=lab.passwords["broker"],
-        ssl=True,
-        ssl_ca_certs=str(lab.authority.file),
-    )
-    with client, pytest.raises(redis.exceptions.NoPermissionError):
+    with lab.client("broker") as client, pytest.raises(redis.exceptions.NoPermissionError):
         client.execute_command(*command.split())

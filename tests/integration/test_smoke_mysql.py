@@ -6,8 +6,9 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.integration.lab_files import weaken
 from tests.integration.mysql_case import database_of, lab_with, write_config
-from tests.integration.redis_lab import smoke
+from tests.integration.redis_lab import only, smoke
 
 from celery_results.smoke.catalog import CATALOG, NAMES, Kind
 from celery_results.smoke.certificates import ATTEMPTS as CERTIFICATE_ATTEMPTS
@@ -30,10 +31,6 @@ def lab() -> Iterator[MariaDBLab]:
 @pytest.fixture(scope="module")
 def database(lab: MariaDBLab) -> Database:
     return database_of(lab)
-
-
-def only(*names: str) -> list[str]:
-    return [argument for name in names for argument in ("--only", name)]
 
 
 @contextlib.contextmanager
@@ -143,10 +140,7 @@ def test_a_weakness_of_the_server_fails_the_check_for_it(lab, database, tmp_path
 )
 def test_settings_that_do_not_verify_the_server_fail(database, tmp_path, failed, old, new) -> None:
     config = write_config(tmp_path / "etc", database)
-    module = config / "celeryconfig_mysql.py"
-    weakened = module.read_text().replace(old, new)
-    assert weakened != module.read_text()
-    module.write_text(weakened)
+    weaken(config / "celeryconfig_mysql.py", (old, new))
     answer = smoke(config, "--json", *only(failed))
     assert (answer.code, answer.names("failed")) == (1, [failed]), answer.stdout + answer.stderr
 

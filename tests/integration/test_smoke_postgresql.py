@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import pytest
 from tests.integration.postgresql_lab import HBA, NAME, OWNER, DeployedPostgres
-from tests.integration.redis_lab import smoke
+from tests.integration.redis_lab import only, smoke
 
 from celery_results.smoke.catalog import NAMES
-
-
-def only(*names: str) -> list[str]:
-    return [argument for name in names for argument in ("--only", name)]
 
 
 @pytest.fixture(scope="module")

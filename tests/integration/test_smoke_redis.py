@@ -10,13 +10,16 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.integration.redis_lab import ACL, Answer, RedisLab, command, command_environment, smoke
+from tests.integration.lab_files import weaken
+from tests.integration.redis_lab import ACL, Answer, RedisLab, command, command_environment, only, smoke
 
 from celery_results.smoke.catalog import CATALOG, NAMES, Kind
 
 TASKS = [entry.name for entry in CATALOG if entry.kind is Kind.TASKS]
 REFUSALS = [entry.name for entry in CATALOG if entry.kind is Kind.REFUSAL]
 ENDED_SECONDS = 15
+ANY_CERTIFICATE = ('"ssl_cert_reqs": _ssl.CERT_REQUIRED', '"ssl_cert_reqs": _ssl.CERT_NONE')
+ANY_NAME = ('"ssl_check_hostname": True', '"ssl_check_hostname": False')
 
 
 def processes_of(directory: Path) -> list[int]:
@@ -34,10 +37,6 @@ def wait_until(condition, seconds=ENDED_SECONDS):
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.1)
     return condition()
-
-
-def only(*names: str) -> list[str]:
-    return [argument for name in names for argument in ("--only", name)]
 
 
 def without(command_name: str, login: str) -> dict[str, str]:
@@ -121,20 +120,11 @@ def test_a_weakness_of_the_server_fails_the_check_for_it(start_redis, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("failed", "old", "new"),
-    [
-        ("untrusted_ca", '"ssl_cert_reqs": _ssl.CERT_REQUIRED', '"ssl_cert_reqs": _ssl.CERT_NONE'),
-        ("wrong_name", '"ssl_check_hostname": True', '"ssl_check_hostname": False'),
-    ],
+    ("failed", "changes"), [("untrusted_ca", (ANY_CERTIFICATE, ANY_NAME)), ("wrong_name", (ANY_NAME,))]
 )
-def test_settings_that_do_not_verify_the_server_fail(redis_lab, tmp_path, failed, old, new):
+def test_settings_that_do_not_verify_the_server_fail(redis_lab, tmp_path, failed, changes):
     config = redis_lab.write_config(tmp_path / "etc")
-    module = config / "celeryconfig_redis.py"
-    weakened = module.read_text().replace(old, new)
-    if failed == "untrusted_ca":
-        weakened = weakened.replace('"ssl_check_hostname": True', '"ssl_check_hostname": False')
-    assert weakened != module.read_text()
-    module.write_text(weakened)
+    weaken(config / "celeryconfig_redis.py", *changes)
     answer = smoke(config, "--json", *only(failed))
     assert (answer.code, answer.names("failed")) == (1, [failed]), answer.stdout + answer.stderr
 

@@ -8,7 +8,7 @@ import random
 import threading
 
 import pytest
-from tests.integration.copy_case import EXPIRES, Copying, Stores, bulk, fill, save_groups
+from tests.integration.copy_case import EXPIRES, Copying, bulk, fill, save_groups
 
 TASK = "celery-task-meta-"
 WAYS = (
@@ -18,15 +18,6 @@ WAYS = (
     ("sqlite", "postgresql"),
     ("redis", "redis"),
 )
-
-
-@pytest.fixture(scope="module")
-def stores(tmp_path_factory):
-    made = Stores(tmp_path_factory.mktemp("stores"))
-    try:
-        yield made
-    finally:
-        made.stop()
 
 
 @pytest.mark.parametrize("way", WAYS, ids="-".join)
@@ -56,7 +47,7 @@ def fault_database(place, identifiers):
     changes = {
         "result": "result = '\"x\"'",
         "status": "status = 'FAILURE'",
-        "date_done": "date_done = date_done - interval '2 s'",
+        "date_done": "date_done = date_done - interval '20 s'",
         "name": "name = 'other'",
     }
     for number, identifier in enumerate(identifiers):
@@ -82,7 +73,7 @@ def test_every_fault_in_a_database_is_found_and_nothing_else(stores, tmp_path):
     expected = fault_database(target, random.Random(3).sample(ids, 100))  # noqa: S311 - repeatable
     target.database.rows("INSERT INTO celery_taskmeta (task_id, status) VALUES ('extra', 'STARTED')")
     expected["extra"] = ("extra", ())
-    # A result ends by its age in a database: two seconds are within the tolerance of its end.
+    # A result ends by its age in a database.
     ran = copying.run("--html", str(tmp_path / "page.html"), verb="verify")
     assert ran.code == 1
     assert found(ran.document) == expected
@@ -132,7 +123,7 @@ def test_what_expires_meanwhile_is_no_difference(stores, tmp_path):
     assert copying.run().code == 0
     source.redis.pexpire(TASK + ids[0], 4_000)
     target.redis.delete(TASK + ids[0])
-    ran = copying.run(verb="verify")
+    ran = copying.run("--no-brake", verb="verify")
     assert ran.code == 0, ran
     assert ran.document["expired"] == 1
 
@@ -203,3 +194,26 @@ def test_dates_with_another_zone_are_the_same_time(stores, tmp_path):
         }
         place.redis.set(TASK + "one", json.dumps(document), ex=EXPIRES)
     assert Copying(tmp_path, source, target).run(verb="verify").code == 0
+
+
+def test_a_rate_and_the_brake_hold_it_back_and_the_page_shows_the_rate_over_time(stores, tmp_path):
+    source, target = stores.new("redis"), stores.new("postgresql")
+    bulk(source, 6_000)
+    copying = Copying(tmp_path, source, target)
+    assert copying.run().code == 0
+    # No store answers within a microsecond: after its first second each survey is held back.
+    page = tmp_path / "page.html"
+    ran = copying.run("--rate", "1000", "--latency", "0.001", "--html", str(page), verb="verify")
+    assert ran.code == 0, ran
+    for side in ("source", "target"):
+        told = ran.document[side]
+        assert told["seconds"] >= 6_000 / 1_000 - 0.6
+        assert told["lowest_share"] <= 0.5
+        assert len(told["rates"]) > 5
+        assert max(rate for _, rate in told["rates"][1:]) < 3_000
+        assert sum(told["states"].values()) == 6_000
+    assert page.read_text().count("<polyline") == 2
+    assert "Rate over time" in page.read_text()
+    free = copying.run("--no-brake", verb="verify").document
+    assert free["source"]["lowest_share"] == free["target"]["lowest_share"] == 1.0
+    assert free["source"]["seconds"] < ran.document["source"]["seconds"]

@@ -2,29 +2,11 @@
 
 import json
 from collections.abc import Iterator
-from functools import partial
 
 import pytest
 from scenario_support import CeleryHost, until
+from storing import Storing
 from testinfra.host import Host
-
-STORE_AND_NOTE = """
-import pathlib, time
-deadline = time.monotonic() + 90
-storing = pathlib.Path("/var/lib/celery/storing")
-storing.touch()
-number = 0
-with open("/var/lib/celery/acknowledged", "w", buffering=1) as acknowledged:
-    while storing.exists() and time.monotonic() < deadline:
-        app.backend.store_result(f"kill-{number}", number, "SUCCESS")
-        acknowledged.write(f"{number}\\n")
-        number += 1
-"""
-COUNT_LOST = """
-noted = [int(line) for line in open("/var/lib/celery/acknowledged").read().split()]
-lost = [n for n in noted if app.backend.get_task_meta(f"kill-{n}")["result"] != n]
-print(len(noted), len(lost))
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -43,32 +25,14 @@ def restarts(server: Host) -> int:
 
 
 def test_no_acknowledged_result_is_lost_at_kill_9(worker: CeleryHost, server: Host) -> None:
-    command = worker.command(STORE_AND_NOTE)
-    worker.host.check_output("rm -f /var/lib/celery/acknowledged")
-    worker.host.check_output(f"nohup {command} >/tmp/store.log 2>&1 &")
-
-    def noted() -> int:
-        return int(worker.host.run("wc -l </var/lib/celery/acknowledged").stdout or 0)
-
-    def back_since(number: int) -> bool:
-        return restarts(server) > number and answers(server)
-
-    def more_than(number: int) -> bool:
-        return noted() > number
-
-    until(partial(more_than, 50), 30, "stores run")
-    for _ in range(2):
-        before, so_far = restarts(server), noted()
+    def kill() -> None:
+        before = restarts(server)
         server.check_output("systemctl kill -s KILL mariadb")
-        until(partial(back_since, before), 30, "systemd brings it back")
-        until(partial(more_than, so_far + 10), 30, "stores go on after it")
+        until(lambda: restarts(server) > before and answers(server), 30, "systemd brings it back")
 
-    worker.host.check_output("rm -f /var/lib/celery/storing")
-    until(lambda: worker.host.run("pgrep -u celery -f 'venv/bin/python -$'").rc != 0, 60, "the writer ends")
-    assert worker.host.run("cat /tmp/store.log").stdout == ""
-    count, lost = worker.python(COUNT_LOST).split()
-    assert int(count) > 50
-    assert int(lost) == 0
+    total, lost = Storing(worker).outlive(kill, times=2, count=30)
+    assert total > 50
+    assert lost == 0
 
 
 def test_idle_connections_survive_a_restart_of_the_server(worker: CeleryHost, server: Host) -> None:

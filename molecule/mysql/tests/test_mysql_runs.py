@@ -16,13 +16,7 @@ def value(server: Host, variable: str) -> str:
 
 
 def test_check_mode_on_the_deployed_host_finds_nothing_to_do(site: Site) -> None:
-    run = site.run("--check", "--diff", "-vvv")
-    assert run.returncode == 0, run.stdout[-3000:]
-    assert "changed=0" in run.stdout
-    secrets = site.secrets()
-    assert len(secrets) >= 4
-    for name, secret in secrets.items():
-        assert secret not in run.stdout, name
+    site.assert_nothing_to_do("--check", "--diff", "-vvv")
 
 
 def test_passwords_settings_and_certificate_change_without_a_restart_and_are_never_shown(
@@ -35,9 +29,7 @@ def test_passwords_settings_and_certificate_change_without_a_restart_and_are_nev
     assert code == 1
     assert "CRB552" in {finding["code"] for finding in report["findings"]}, report
     served = server.check_output(SERVED)
-    old = site.secrets()
-    for name in old:
-        (site.state_directory / "secrets" / name).unlink()
+    old = site.forget_secrets()
     # What nobody should have done by hand: the run finds and undoes it.
     server.check_output(
         "mariadb --skip-ssl -e \"SET GLOBAL local_infile = ON; CREATE USER 'celery_worker'@'%' IDENTIFIED BY 'x'; "
@@ -47,11 +39,7 @@ def test_passwords_settings_and_certificate_change_without_a_restart_and_are_nev
     run = site.run("--diff", "-vvv", mysql_config={"max_connect_errors": 77, "long_query_time": "1.5"})
 
     assert run.returncode == 0, run.stdout[-3000:]
-    new = site.secrets()
-    assert set(new) == set(old)
-    assert not set(new.values()) & set(old.values())
-    for secret in (*old.values(), *new.values()):
-        assert secret not in run.stdout
+    site.assert_replaced(old, run.stdout)
     assert pid(server) == before
     assert server.check_output(SERVED) != served
     assert value(server, "max_connect_errors") == "77"

@@ -6,23 +6,9 @@ from collections.abc import Iterator
 import pytest
 from postgresql_host import UNIT, answers, sql, started, wait_until_it_answers
 from scenario_support import CeleryHost, until
+from storing import Storing
 from testinfra.host import Host
 
-STORE_AND_NOTE = """
-import os, time
-deadline = time.monotonic() + 120
-number = 0
-with open("/var/lib/celery/acknowledged", "w", buffering=1) as acknowledged:
-    while not os.path.exists("/var/lib/celery/enough") and time.monotonic() < deadline:
-        app.backend.store_result(f"kill-{number}", number, "SUCCESS")
-        acknowledged.write(f"{number}\\n")
-        number += 1
-"""
-COUNT_LOST = """
-noted = [int(line) for line in open("/var/lib/celery/acknowledged").read().split()]
-lost = [n for n in noted if (r := app.AsyncResult(f"kill-{n}")).state != "SUCCESS" or r.result != n]
-print(len(noted), len(lost))
-"""
 STORE_WHEN_TOLD = """
 import os, time
 app.backend.store_result("idle-0", 0, "SUCCESS")
@@ -49,28 +35,15 @@ def in_background(worker: CeleryHost, code: str, log: str) -> None:
 
 
 def test_no_acknowledged_result_is_lost_at_kill_9(worker: CeleryHost, server: Host) -> None:
-    def acknowledged() -> int:
-        return int(worker.host.run("wc -l </var/lib/celery/acknowledged").stdout or 0)
-
     def kill() -> None:
         before = started(server)
         server.check_output(f"systemctl kill -s KILL {UNIT}")
         until(lambda: answers(server), 30, "it is back")
         assert started(server) != before
-        noted = acknowledged()
-        until(lambda: acknowledged() > noted + 100, 60, "stores go on")
 
-    worker.host.check_output("rm -f /var/lib/celery/acknowledged /var/lib/celery/enough")
-    in_background(worker, STORE_AND_NOTE, "/tmp/store.log")
-    until(lambda: acknowledged() > 200, 30, "stores run")
-    for _ in range(2):
-        kill()
-    worker.host.check_output("touch /var/lib/celery/enough")
-    until(lambda: worker.host.run("pgrep -u celery -f 'venv/bin/python -$'").rc != 0, 60, "the writer ends")
-    assert worker.host.run("cat /tmp/store.log").stdout == ""
-    noted_count, lost = worker.python(COUNT_LOST).split()
-    assert int(noted_count) > 200
-    assert int(lost) == 0
+    total, lost = Storing(worker).outlive(kill, times=2, count=150)
+    assert total > 200
+    assert lost == 0
 
 
 def test_an_idle_pool_outlives_a_restart(worker: CeleryHost, server: Host) -> None:

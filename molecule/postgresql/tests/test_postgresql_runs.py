@@ -17,16 +17,11 @@ SERVER_ONLY = "playbooks/backend.yml"
 
 
 def test_check_mode_on_the_clean_host_left_nothing_and_leaked_nothing(site: Site) -> None:
-    output = (site.ephemeral / "clean-check.log").read_text()
-    assert "failed=0" in output
-    site.assert_hidden(output)
+    site.assert_clean_check_ended_well()
 
 
 def test_check_mode_on_the_deployed_host_finds_nothing_to_do(site: Site) -> None:
-    run = site.run("--check", "--diff", "-vvv")
-    assert run.returncode == 0, run.stdout[-3000:]
-    assert "changed=0" in run.stdout
-    site.assert_hidden(run.stdout)
+    site.assert_nothing_to_do("--check", "--diff", "-vvv")
 
 
 def test_passwords_certificate_and_settings_change_without_a_restart_and_are_never_shown(
@@ -38,18 +33,12 @@ def test_passwords_certificate_and_settings_change_without_a_restart_and_are_nev
     code, report = worker.cli("doctor")
     assert code == 1
     assert "CRB521" in {finding["code"] for finding in report["findings"]}, report
-    old = site.secrets()
-    for name in old:
-        (site.state_directory / "secrets" / name).unlink()
+    old = site.forget_secrets()
 
     run = site.run("--diff", "-vvv", postgresql_config=CONFIG | {"work_mem": "7MB"})
 
     assert run.returncode == 0, run.stdout[-3000:]
-    new = site.secrets()
-    assert set(new) == set(old)
-    assert not set(new.values()) & set(old.values())
-    for secret in (*old.values(), *new.values()):
-        assert secret not in run.stdout
+    new = site.assert_replaced(old, run.stdout)
     assert started(server) == before
     assert sql(server, "SHOW work_mem") == "7MB"
     refused = server.run(client("celery_worker", old["postgresql_worker_password"]))

@@ -18,7 +18,7 @@ def test_ten_thousand_unread_replies_stay_out_of_memory(server: Host, worker: Ce
         row = next(row for row in rows if row["name"] == REPLIES)
         # `memory` leaves the bodies out, and on 3.10 a minute may pass until the queue's process has given back
         # what it needed for receiving them.
-        return (
+        return bool(
             row["messages"] == 10_000 and row["message_bytes_ram"] < 1_000_000 and row["memory"] < 10_000_000
         )
 

@@ -22,16 +22,11 @@ def evaluated(server: Host, expression: str) -> str:
 
 
 def test_check_mode_on_the_clean_host_left_nothing_and_leaked_nothing(site: Site) -> None:
-    output = (site.ephemeral / "clean-check.log").read_text()
-    assert "failed=0" in output
-    site.assert_hidden(output)
+    site.assert_clean_check_ended_well()
 
 
 def test_check_mode_on_the_deployed_host_finds_nothing_to_do(site: Site) -> None:
-    run = site.run("--check", "--diff", "-vvv")
-    assert run.returncode == 0, run.stdout[-3000:]
-    assert "changed=0" in run.stdout
-    site.assert_hidden(run.stdout)
+    site.assert_nothing_to_do("--check", "--diff", "-vvv")
 
 
 def expire_now(site: Site, server: Host) -> None:
@@ -51,9 +46,7 @@ def test_passwords_settings_and_certificate_change_without_a_restart_and_are_nev
     expire_now(site, server)
     assert told(server)["expired"] is True
     served = server.check_output(SERVED)
-    old = site.secrets()
-    for name in old:
-        (site.state_directory / "secrets" / name).unlink()
+    old = site.forget_secrets()
     cookie = server.check_output("cat /var/lib/rabbitmq/.erlang.cookie")
     # What nobody should have done by hand: the run finds and undoes it.
     server.check_output(
@@ -71,11 +64,9 @@ def test_passwords_settings_and_certificate_change_without_a_restart_and_are_nev
     )
 
     assert run.returncode == 0, run.stdout[-3000:]
-    new = site.secrets()
-    assert set(new) == set(old)
-    assert not set(new.values()) & set(old.values())
+    site.assert_replaced(old, run.stdout)
     hashes = [user["password_hash"] for user in definitions(server)["users"]]
-    for secret in (*old.values(), *new.values(), *hashes, cookie):
+    for secret in (*hashes, cookie):
         assert secret not in run.stdout
     assert pid(server) == before
     assert server.check_output(SERVED) != served

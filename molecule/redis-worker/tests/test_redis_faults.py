@@ -4,25 +4,10 @@ import json
 import time
 
 from scenario_support import CeleryHost, until
+from storing import Storing
 from testinfra.host import Host
 
 PROJECT = "/srv/proj"
-STORE_AND_NOTE = """
-import os, time
-deadline = time.monotonic() + 120
-number = 0
-with open("/var/lib/celery/acknowledged", "w", buffering=1) as acknowledged:
-    while not os.path.exists("/var/lib/celery/enough") and time.monotonic() < deadline:
-        app.backend.store_result(f"{prefix}-{number}", number, "SUCCESS")
-        acknowledged.write(f"{number}\\n")
-        number += 1
-"""
-COUNT_LOST = """
-noted = [int(line) for line in open("/var/lib/celery/acknowledged").read().split()]
-lost = [n for n in noted if app.AsyncResult(f"{prefix}-{n}").state != "SUCCESS"
-        or app.AsyncResult(f"{prefix}-{n}").result != n]
-print(len(noted), len(lost))
-"""
 
 
 def restarts(server: Host) -> int:
@@ -30,29 +15,14 @@ def restarts(server: Host) -> int:
 
 
 def test_no_acknowledged_result_is_lost_at_kill_9(worker: CeleryHost, reachable_server: Host) -> None:
-    def acknowledged() -> int:
-        return int(worker.host.run("wc -l </var/lib/celery/acknowledged").stdout or 0)
-
     def kill() -> None:
         before = restarts(reachable_server)
         reachable_server.check_output("systemctl kill -s KILL redis-server")
         until(lambda: restarts(reachable_server) > before, 30, "systemd starts it again")
-        noted = acknowledged()
-        until(lambda: acknowledged() > noted + 200, 60, "stores go on")
 
-    command = worker.command("prefix = 'kill'\n" + STORE_AND_NOTE)
-    worker.host.check_output(f"rm -f /var/lib/celery/enough; nohup {command} >/tmp/store.log 2>&1 &")
-    until(lambda: acknowledged() > 500, 30, "stores run")
-
-    for _ in range(3):
-        kill()
-
-    worker.host.check_output("touch /var/lib/celery/enough")
-    until(lambda: worker.host.run("pgrep -u celery -f 'venv/bin/python -$'").rc != 0, 60, "the writer ends")
-    assert worker.host.run("cat /tmp/store.log").stdout == ""
-    total, lost = worker.python("prefix = 'kill'\n" + COUNT_LOST).split()
-    assert int(total) > 1000
-    assert int(lost) == 0
+    total, lost = Storing(worker).outlive(kill, times=3, count=300)
+    assert total > 1000
+    assert lost == 0
 
 
 def test_get_rides_through_a_restart_of_the_server(worker: CeleryHost, reachable_server: Host) -> None:

@@ -9,22 +9,15 @@ from typing import TYPE_CHECKING, Any, Final
 import pymysql
 from pymysql.cursors import SSCursor
 
-from celery_results.backends.database.dialect import GROUP_SEQUENCE, TASK_SEQUENCE, qualified
 from celery_results.stores import mysql_load
-from celery_results.stores.record import GROUP_DATE, TASK_DATE, microseconds, moment
-from celery_results.stores.sequential import (
-    COLUMNS,
-    DuplicateError,
-    RefusedRowsError,
-    refused_ids,
-    require_columns,
-)
+from celery_results.stores.record import microseconds, moment
+from celery_results.stores.sequential import DuplicateError, RefusedRowsError
+from celery_results.stores.tables import COLUMNS, DATES, DatabaseTables
 
 if TYPE_CHECKING:
     import datetime as dt
     from collections.abc import Collection, Iterator, Sequence
 
-    from celery_results.backends.database.errors import Fault
     from celery_results.backends.database.storage import Storage
     from celery_results.stores.record import Kind, Row
 
@@ -32,30 +25,19 @@ _DUPLICATE: Final = 1062
 # A statement of this size costs no more for each row than a larger one, and is soon answered.
 _STATEMENT_BYTES: Final = 1 << 20
 _PACKET_MARGIN: Final = 1 << 16
-_DATES: Final[dict[Kind, int]] = {"results": TASK_DATE, "groups": GROUP_DATE}
 # What a server says of data: out of range, too long, not of that character set, not null, constraints.
 _DATA: Final = {1048, 1264, 1265, 1292, 1364, 1366, 1406, 3140, 3819, 4025}
 
 
-class MySQLTables:
+class MySQLTables(DatabaseTables):
     """Both tables of one database."""
 
     def __init__(self, storage: Storage, *, load: bool = False) -> None:
         """Connect to nothing yet; `load`: try LOAD DATA LOCAL, for which `storage` must allow local files."""
-        names = storage.tables
-        self._driver = storage.driver
+        super().__init__(storage, "`")
         self._load = load
         self._loads: dict[Kind, bool] = {}
-        self._names: dict[Kind, str] = {
-            "results": qualified(names.task_schema, names.task, "`").replace("%%", "%"),
-            "groups": qualified(names.group_schema, names.group, "`").replace("%%", "%"),
-        }
-        self._sequences: dict[Kind, str] = {
-            "results": qualified(names.task_schema, TASK_SEQUENCE, "`").replace("%%", "%"),
-            "groups": qualified(names.group_schema, GROUP_SEQUENCE, "`").replace("%%", "%"),
-        }
         self._connection: pymysql.connections.Connection[Any] | None = None
-        self._columns: dict[Kind, frozenset[str]] = {}
         self._next_id: dict[Kind, bytes] = {}
         self._packet = 0
         self._backslash = True
@@ -86,23 +68,13 @@ class MySQLTables:
             self._connection._force_close()  # noqa: SLF001 # in the middle of an answer there is no other way
         self._connection = None
 
-    def fault(self, error: BaseException) -> Fault:
-        """Judge as the backend does."""
-        return self._driver.fault(error)
-
-    def bounds(self, kind: Kind) -> tuple[int, int]:
-        """Ask the primary key."""
-        ((first, last),) = self._rows(f"SELECT min(id), max(id) FROM {self._names[kind]}")
-        return int(first or 0), int(last or 0)
-
     def read(self, kind: Kind, after: int, rows: int) -> Iterator[tuple[int, Row]]:
         """Stream one SELECT."""
         assert self._connection is not None
-        names = [name if name in self._columns[kind] else f"NULL AS {name}" for name in COLUMNS[kind]]
-        date = _DATES[kind]
+        date = DATES[kind]
         with self._connection.cursor(SSCursor) as cursor:
             cursor.execute(
-                f"SELECT id, {', '.join(names)} FROM {self._names[kind]} WHERE id > {int(after)}"
+                f"SELECT id, {self._selected(kind)} FROM {self._names[kind]} WHERE id > {int(after)}"
                 f" ORDER BY id LIMIT {int(rows)}"
             )
             for number, *values in cursor:
@@ -127,7 +99,7 @@ class MySQLTables:
 
     def insert(self, kind: Kind, rows: Sequence[Row]) -> None:
         """Send statements of about a megabyte, in one transaction."""
-        require_columns(kind, self._names[kind], self._columns[kind])
+        self._require_columns(kind)
         if self._loads[kind] and self._loaded(kind, rows):
             return
         names = ", ".join(COLUMNS[kind])
@@ -143,7 +115,7 @@ class MySQLTables:
                 self._rows("ROLLBACK")
             if number == _DUPLICATE:
                 if "PRIMARY" in str(error):
-                    raise refused_ids(self._names[kind], self._sequences[kind]) from error
+                    raise self._refused_ids(kind) from error
                 raise DuplicateError from error
             if number in _DATA:
                 raise RefusedRowsError.of(error) from error
@@ -156,14 +128,14 @@ class MySQLTables:
         """Try to load them; what a server does not take whole, an INSERT tells precisely."""
         assert self._connection is not None
         self._rows("BEGIN")
-        whole = mysql_load.load(self._connection, self._names[kind], COLUMNS[kind], _DATES[kind], rows)
+        whole = mysql_load.load(self._connection, self._names[kind], COLUMNS[kind], DATES[kind], rows)
         self._rows("COMMIT" if whole else "ROLLBACK")
         return whole
 
     def _parts(self, kind: Kind, rows: Sequence[Row]) -> Iterator[bytes]:
         part: list[bytes] = []
         size = 0
-        date = _DATES[kind]
+        date = DATES[kind]
         start = b"(" + self._next_id[kind]
         for row in rows:
             values = [start]

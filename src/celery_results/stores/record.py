@@ -12,6 +12,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
+from celery_results.archive.records import COLUMNS
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -23,21 +25,7 @@ KINDS: Final[tuple[Kind, ...]] = ("results", "groups")
 Row = tuple[Any, ...]
 Position = dict[str, int]
 
-TASK_COLUMNS: Final = (
-    "task_id",
-    "status",
-    "result",
-    "date_done",
-    "traceback",
-    "children",
-    "name",
-    "args",
-    "kwargs",
-    "worker",
-    "retries",
-    "queue",
-    "stamps",
-)
+TASK_COLUMNS: Final = COLUMNS[1:]  # without the row's number
 GROUP_COLUMNS: Final = ("taskset_id", "result", "date_done")
 # Payloads of the configured serializer; every other column but date_done and retries is text.
 PAYLOADS: Final = ("result", "children", "args", "kwargs", "stamps")

@@ -10,19 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Protocol
 
-from celery_results.stores.errors import StoreError
-from celery_results.stores.record import (
-    GROUP_COLUMNS,
-    NO_RESULT,
-    TASK_COLUMNS,
-    Batch,
-    Failure,
-    Form,
-    Kind,
-    Position,
-    Written,
-    text,
-)
+from celery_results.stores.record import NO_RESULT, Batch, Failure, Form, Kind, Position, Written, text
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -30,7 +18,6 @@ if TYPE_CHECKING:
     from celery_results.backends.database.errors import Fault
     from celery_results.stores.record import Row
 
-COLUMNS: Final[dict[Kind, tuple[str, ...]]] = {"results": TASK_COLUMNS, "groups": GROUP_COLUMNS}
 _ATTEMPTS: Final = 6
 # A row takes about this much beside its payloads, in memory and in a statement.
 _ROW_BYTES: Final = 400
@@ -78,9 +65,7 @@ class Tables(Protocol):
         """
 
 
-class SqlSource:
-    """A database that is read, results first; a position is {"results": last id} or {"groups": last id}."""
-
+class _SqlStore:
     form: Form = "rows"
 
     def __init__(self, tables: Tables) -> None:
@@ -93,7 +78,7 @@ class SqlSource:
         self._tables.connect()
 
     def identity(self) -> str:
-        """Give a constant: ids survive a restart."""
+        """Give a constant: a restart loses no row and no id."""
         return "database"
 
     def fault(self, error: BaseException) -> Fault:
@@ -107,6 +92,10 @@ class SqlSource:
     def close(self) -> None:
         """Close the connection."""
         self._tables.close()
+
+
+class SqlSource(_SqlStore):
+    """A database that is read, results first; a position is {"results": last id} or {"groups": last id}."""
 
     def batches(self, position: Position | None, rows: int, size: int) -> Iterator[Batch]:
         """Read both tables by id; no statement outlives a batch, so none holds back the server's clean-up."""
@@ -145,37 +134,14 @@ class SqlSource:
         return batch
 
 
-class SqlTarget:
+class SqlTarget(_SqlStore):
     """A database that is filled."""
-
-    form: Form = "rows"
 
     def __init__(self, tables: Tables) -> None:
         """Connect to nothing yet."""
-        self._tables = tables
+        super().__init__(tables)
         # After a batch of which something was there, look before each insert until nothing is.
         self._look_first: dict[Kind, bool] = {"results": False, "groups": False}
-
-    def connect(self) -> None:
-        """Open a connection."""
-        self._tables.close()
-        self._tables.connect()
-
-    def identity(self) -> str:
-        """Give a constant: what is committed stays."""
-        return "database"
-
-    def fault(self, error: BaseException) -> Fault:
-        """Say what an error means."""
-        return self._tables.fault(error)
-
-    def ping(self) -> None:
-        """Look one result up."""
-        self._tables.present("results", [NO_RESULT])
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._tables.close()
 
     def write(self, kind: Kind, records: Sequence[Row]) -> Written:
         """Store what is absent; a row that the server refuses is told, the others are stored."""
@@ -216,23 +182,3 @@ class SqlTarget:
         half = len(absent) // 2
         self._store(kind, absent[:half], done)
         self._store(kind, absent[half:], done)
-
-
-def require_columns(kind: Kind, table: str, found: Collection[str]) -> None:
-    """Refuse a target whose table lacks a column."""
-    missing = [name for name in COLUMNS[kind] if name not in found]
-    if missing:
-        raise StoreError(
-            expected=f"the table {table} with all columns of Celery 5.7",
-            found=f"no {', '.join(missing)}",
-            do="run site.yml for this backend, or `python3 -m schema upgrade` on the server",
-        )
-
-
-def refused_ids(table: str, sequence: str) -> StoreError:
-    """Say that the sequence gives ids that are in use."""
-    return StoreError(
-        expected=f"{sequence} to go on after the highest id of {table}",
-        found="an id that is in use",
-        do="run site.yml for this backend, or `python3 -m schema upgrade` on the server, then this again",
-    )

@@ -8,33 +8,26 @@ import json
 import sqlite3
 from typing import TYPE_CHECKING, Any, Final
 
-from celery_results.backends.database.dialect import qualified
 from celery_results.stores.record import PAYLOADS, microseconds, moment
-from celery_results.stores.sequential import COLUMNS, DuplicateError, RefusedRowsError, require_columns
+from celery_results.stores.sequential import DuplicateError, RefusedRowsError
+from celery_results.stores.tables import COLUMNS, DATES, DatabaseTables
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
-    from celery_results.backends.database.errors import Fault
     from celery_results.backends.database.storage import Storage
     from celery_results.stores.record import Kind, Row
 
 _BYTES: Final = frozenset(PAYLOADS)
 
 
-class SqliteTables:
+class SqliteTables(DatabaseTables):
     """Both tables of one file."""
 
     def __init__(self, storage: Storage) -> None:
         """Open nothing yet."""
-        names = storage.tables
-        self._driver = storage.driver
-        self._names: dict[Kind, str] = {
-            "results": qualified(names.task_schema, names.task).replace("%%", "%"),
-            "groups": qualified(names.group_schema, names.group).replace("%%", "%"),
-        }
+        super().__init__(storage)
         self._connection: sqlite3.Connection | None = None
-        self._columns: dict[Kind, frozenset[str]] = {}
 
     def connect(self) -> None:
         """Open the file and look at the tables."""
@@ -50,22 +43,11 @@ class SqliteTables:
             self._connection.close()
             self._connection = None
 
-    def fault(self, error: BaseException) -> Fault:
-        """Judge as the backend does."""
-        return self._driver.fault(error)
-
-    def bounds(self, kind: Kind) -> tuple[int, int]:
-        """Ask the primary key."""
-        first, last = self._execute(f"SELECT min(id), max(id) FROM {self._names[kind]}").fetchone()
-        return int(first or 0), int(last or 0)
-
     def read(self, kind: Kind, after: int, rows: int) -> Iterator[tuple[int, Row]]:
         """Step through one SELECT; text that should be bytes is encoded."""
-        columns = COLUMNS[kind]
-        names = [name if name in self._columns[kind] else f"NULL AS {name}" for name in columns]
-        date = columns.index("date_done")
+        date = DATES[kind]
         found = self._execute(
-            f"SELECT id, {', '.join(names)} FROM {self._names[kind]} WHERE id > ? ORDER BY id LIMIT ?",
+            f"SELECT id, {self._selected(kind)} FROM {self._names[kind]} WHERE id > ? ORDER BY id LIMIT ?",
             after,
             rows,
         )
@@ -87,7 +69,7 @@ class SqliteTables:
         """Store them in one transaction, which takes the file's one write lock."""
         assert self._connection is not None
         columns = COLUMNS[kind]
-        require_columns(kind, self._names[kind], self._columns[kind])
+        self._require_columns(kind)
         marks = ", ".join("?" * len(columns))
         statement = f"INSERT INTO {self._names[kind]} ({', '.join(columns)}) VALUES ({marks})"
         self._execute("BEGIN IMMEDIATE")
@@ -102,6 +84,9 @@ class SqliteTables:
             if isinstance(error, sqlite3.DataError | OverflowError | UnicodeDecodeError):
                 raise RefusedRowsError.of(error) from error
             raise
+
+    def _rows(self, statement: str) -> Sequence[tuple[Any, ...]]:
+        return self._execute(statement).fetchall()
 
     def _execute(self, statement: str, *parameters: object) -> sqlite3.Cursor:
         assert self._connection is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 import zlib
 from typing import TYPE_CHECKING, Any, Final
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final
 from celery import states
 from celery.backends.base import BaseBackend
 from celery.exceptions import ImproperlyConfigured
-from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import ResultSet, result_from_tuple
 from celery.utils.time import maybe_timedelta
 
@@ -23,7 +23,7 @@ from celery_results.backends.database.pool import PoolTimeoutError, shared_pool
 from celery_results.backends.database.scan import Scanner
 from celery_results.backends.database.storage import Storage
 from celery_results.backends.database.url import parse
-from celery_results.backends.database.waiting import Wait, shared_wait
+from celery_results.backends.database.waiting import Wait, each_ready, seconds_left, shared_wait
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -259,7 +259,7 @@ class DatabaseBackend(BaseBackend):  # type: ignore[misc] # Celery has no types
                     return meta
                 if on_interval:
                     on_interval()
-                seconds = _left(end, interval, "The operation timed out.")
+                seconds = seconds_left(end, interval, "The operation timed out.")
                 wait.pause(seconds, time.monotonic() - began)
 
     def get_many(  # noqa: PLR0913, PLR0917 # Celery's
@@ -302,7 +302,7 @@ class DatabaseBackend(BaseBackend):  # type: ignore[misc] # Celery has no types
                     return
                 if on_interval:
                     on_interval()
-                seconds = _left(end, interval or 0.5, f"Operation timed out ({timeout})")
+                seconds = seconds_left(end, interval or 0.5, f"Operation timed out ({timeout})")
                 look_at = wait.pause(seconds, time.monotonic() - began)
 
     def iter_native(  # noqa: PLR0913, PLR0917 # Celery's
@@ -317,25 +317,15 @@ class DatabaseBackend(BaseBackend):  # type: ignore[misc] # Celery has no types
         """Give (id, meta) of each result of a set as it becomes ready, (id, results) of each group in it."""
         self._ensure_not_eager()
         self._learn(result)
-        waiting: dict[str, list[Any]] = {}
-        for node in result.results or ():
-            if isinstance(node, ResultSet):
-                yield node.id, node.results
-            elif node._cache:  # noqa: SLF001 # as Celery's own mixins do
-                yield node.id, node._cache  # noqa: SLF001
-            else:
-                waiting.setdefault(node.id, []).append(node)
-        for task_id, meta in self.get_many(
-            waiting,
+        get_many = functools.partial(
+            self.get_many,
             timeout=timeout,
             interval=interval,
             no_ack=no_ack,
             on_message=on_message,
             on_interval=on_interval,
-        ):
-            for node in waiting[task_id]:
-                node._maybe_set_cache(meta)  # noqa: SLF001
-            yield task_id, meta
+        )
+        yield from each_ready(result, get_many)
 
     # Expiry
 
@@ -367,16 +357,6 @@ def _check_expiry(expires: dt.timedelta | None) -> None:
         f"result_expires: expected seconds above 0, found {expires!r}: with it on a database {reason};"
         " set as long a time as you need"
     )
-
-
-def _left(end: float | None, interval: float, message: str) -> float:
-    """Give the seconds to wait until the next look; raise when the time is up."""
-    if end is None:
-        return interval
-    left = end - time.monotonic()
-    if left <= 0:
-        raise CeleryTimeoutError(message)
-    return min(interval, left)
 
 
 def _parts(ids: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -19,13 +19,16 @@ import contextlib
 import logging
 import threading
 import time
-from typing import TYPE_CHECKING, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+
+from celery.exceptions import TimeoutError as CeleryTimeoutError
+from celery.result import ResultSet
 
 from celery_results.backends.database import fork
 from celery_results.backends.database.dialect import LOCK_SPACE, LOCKS
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from celery_results.backends.database.pool import Pool
     from celery_results.backends.database.postgresql import PostgresDriver, PostgresSession
@@ -41,6 +44,40 @@ GATHER_SECONDS: Final = 0.05
 KEEP_SECONDS: Final = 10.0
 READ_SECONDS: Final = 1.0
 RETRY_SECONDS: Final = 5.0
+
+
+def seconds_left(end: float | None, interval: float, message: str) -> float:
+    """Give the seconds to wait until the next look: `interval`, or less if the wait ends before.
+
+    `end` is of time.monotonic(), None for never; raises celery.exceptions.TimeoutError when it is past.
+    """
+    if end is None:
+        return interval
+    left = end - time.monotonic()
+    if left <= 0:
+        raise CeleryTimeoutError(message)
+    return min(interval, left)
+
+
+def each_ready(
+    result: ResultSet, get_many: Callable[[Iterable[str]], Iterable[tuple[str, dict[str, Any]]]]
+) -> Iterator[tuple[str, Any]]:
+    """Give (id, meta) of each result of a set as it becomes ready, (id, results) of each group in it.
+
+    `get_many` is asked for those only that nobody has read yet.
+    """
+    waiting: dict[str, list[Any]] = {}
+    for node in result.results or ():
+        if isinstance(node, ResultSet):
+            yield node.id, node.results
+        elif node._cache:  # noqa: SLF001 # as Celery's own mixins do
+            yield node.id, node._cache  # noqa: SLF001
+        else:
+            waiting.setdefault(node.id, []).append(node)
+    for task_id, meta in get_many(waiting):
+        for node in waiting[task_id]:
+            node._maybe_set_cache(meta)  # noqa: SLF001
+        yield task_id, meta
 
 
 class Wait(Protocol):

@@ -9,18 +9,20 @@ not of the naps.
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from typing import TYPE_CHECKING, Any, Final
 
 from celery import states
 from celery.backends.base import BaseBackend
 from celery.exceptions import TimeoutError as CeleryTimeoutError
-from celery.result import ResultSet
 
-from celery_results.backends.database.waiting import PollingWait
+from celery_results.backends.database.waiting import PollingWait, each_ready, seconds_left
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
+
+    from celery.result import ResultSet
 
 # How long a wait relies on the primary's notification before it looks at both sides.
 SLICE_SECONDS: Final = 1.0
@@ -128,7 +130,7 @@ class WaitingBackend(BaseBackend):  # type: ignore[misc] # Celery has no types
                 return meta
             if on_interval:
                 on_interval()
-            wait.pause(_left(end, interval, _OPERATION), time.monotonic() - began)
+            wait.pause(seconds_left(end, interval, _OPERATION), time.monotonic() - began)
 
     def get_many(  # noqa: PLR0913, PLR0917 # Celery's
         self,
@@ -161,7 +163,7 @@ class WaitingBackend(BaseBackend):  # type: ignore[misc] # Celery has no types
                 return
             if on_interval:
                 on_interval()
-            seconds = _left(end, interval or 0.5, f"Operation timed out ({timeout})")
+            seconds = seconds_left(end, interval or 0.5, f"Operation timed out ({timeout})")
             wait.pause(seconds, time.monotonic() - began)
 
     def iter_native(  # noqa: PLR0913, PLR0917 # Celery's
@@ -187,25 +189,4 @@ class WaitingBackend(BaseBackend):  # type: ignore[misc] # Celery has no types
         if self.notify and not self.read_fallback and self.primary.supports_native_join:
             yield from self.primary.iter_native(result, **options)
             return
-        waiting: dict[str, list[Any]] = {}
-        for node in result.results:
-            if isinstance(node, ResultSet):
-                yield node.id, node.results
-            elif node._cache:  # noqa: SLF001 # as Celery's own mixins do
-                yield node.id, node._cache  # noqa: SLF001
-            else:
-                waiting.setdefault(node.id, []).append(node)
-        for task_id, meta in self.get_many(waiting, **options):
-            for node in waiting[task_id]:
-                node._maybe_set_cache(meta)  # noqa: SLF001
-            yield task_id, meta
-
-
-def _left(end: float | None, interval: float, message: str) -> float:
-    """Give the seconds to wait until the next look; raise when the time is up."""
-    if end is None:
-        return interval
-    left = end - time.monotonic()
-    if left <= 0:
-        raise CeleryTimeoutError(message)
-    return min(interval, left)
+        yield from each_ready(result, functools.partial(self.get_many, **options))
