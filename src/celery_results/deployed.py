@@ -20,6 +20,7 @@ from celery_results.settings import load_settings
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from celery_results.backends.dual.options import Options
     from celery_results.options import Common
 
 # Celery's own class and ours take the same URL behind their names; the driver is ours to choose.
@@ -27,6 +28,8 @@ _DATABASE = re.compile(
     r"(?:db|database|celery_results\.backends\.database:\w+)\+(?P<dialect>\w+)(?:\+\w+)?(?P<rest>://.*)",
     re.DOTALL,
 )
+DUAL = "celery_results.backends.dual"
+_TRANSPORT = "result_backend_transport_options"
 _AGE = re.compile(r"(?P<number>\d+)(?P<unit>[smhdw])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -73,10 +76,44 @@ class Deployed:
 
 
 def deployed(common: Common) -> Deployed:
-    """Read the settings; raises SettingsError where results are in no SQL database."""
+    """Read the settings; raises SettingsError where results are in no SQL database, or in two stores."""
+    return _database_of(load_settings(common.config_directory, common.environment()))
+
+
+def deployed_sides(common: Common) -> tuple[str, dict[str, Deployed | None]]:
+    """Read the settings; give the stage of a migration and the database of each side.
+
+    Without a migration the stage is "" and the one side is called "". A side that is no SQL database is None;
+    raises SettingsError where none is.
+    """
     settings = load_settings(common.config_directory, common.environment())
+    if not str(settings.get("result_backend") or "").startswith(DUAL):
+        return "", {"": _database_of(settings)}
+    _, options = _dual_of(settings)
+    own: dict[str, Any] = {_TRANSPORT: {}}
+    sides = {name: {**settings, **own, **side} for name, side in options.sides.items()}
+    found = {
+        name: _database_of(side) if _DATABASE.fullmatch(str(side["result_backend"])) else None
+        for name, side in sides.items()
+    }
+    if not any(found.values()):
+        raise SettingsError(
+            expected="a side of the dual backend in PostgreSQL, MySQL, MariaDB or SQLite",
+            found="none",
+            do="nothing: Redis removes expired results by itself, and celery-results doctor looks at it",
+        )
+    return str(settings[_TRANSPORT]["stage"]), found
+
+
+def _database_of(settings: Mapping[str, Any]) -> Deployed:
     backend = str(settings.get("result_backend") or "")
     match = _DATABASE.fullmatch(backend)
+    if match is None and backend.startswith(DUAL):
+        raise SettingsError(
+            expected="one store of results",
+            found="the two of a migration",
+            do="name one of them: --env-file /etc/celery/source.env or /etc/celery/target.env",
+        )
     if match is None:
         raise SettingsError(
             expected="results in PostgreSQL, MySQL, MariaDB or SQLite",
@@ -103,6 +140,36 @@ def deployed(common: Common) -> Deployed:
             do="deploy this host again: the celery role installs it",
         ) from None
     return Deployed(storage, settings)
+
+
+def dual_application(common: Common) -> tuple[Any, Options]:
+    """Make an application of this host's settings; raises SettingsError where they have no dual backend."""
+    settings = load_settings(common.config_directory, common.environment())
+    backend = str(settings.get("result_backend") or "")
+    if not backend.startswith(DUAL):
+        raise SettingsError(
+            expected="the dual backend in these settings, as during a migration",
+            found=f"the result backend {re.split('[:+]', backend, maxsplit=1)[0] or 'none'}",
+            do="run it on a host that takes part in one, with its celery.env",
+        )
+    return _dual_of(settings)
+
+
+def _dual_of(settings: Mapping[str, Any]) -> tuple[Any, Options]:
+    from celery import Celery  # noqa: PLC0415 - half a second
+
+    from celery_results.backends.dual.options import Options  # noqa: PLC0415
+
+    app = Celery("celery_results", set_as_current=False)
+    app.config_from_object(dict(settings))
+    try:
+        return app, Options.of_settings(settings.get(_TRANSPORT) or {})
+    except ImproperlyConfigured as error:
+        raise SettingsError(
+            expected="settings of the dual backend that can be used",
+            found=str(error),
+            do="deploy this host again",
+        ) from None
 
 
 def now() -> datetime:

@@ -21,6 +21,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PREFIX = "CELERYCONFIG_"
+# The store of results; while they move to another one, the one that they leave, and the one that they go to.
+RESULT = "RESULT"
+TARGET = "TARGET"
+# Stages of a migration in which the target's word counts (celery_results.backends.dual.options.STAGES).
+TARGET_FIRST = frozenset({"cutover", "drain"})
+_STAGE = f"{PREFIX}MIGRATION_STAGE"
+# What describes a server; other names of the same beginning hold for both stores.
+_SERVER = ("NAME", "SCHEME", "HOSTS", "DATABASE", "USERNAME", "PASSWORD", "OPTIONS", "TLS_")
 # Celery takes these before any settings module: left in a shell, they would lead away from what is deployed.
 OVERRIDES = (
     "CELERY_BROKER_READ_URL",
@@ -266,3 +274,31 @@ def _parse_options(text: str, variable: str) -> dict[str, Any]:
             do="correct the env file, or deploy this host again",
         )
     return options
+
+
+def stage(environ: Mapping[str, str]) -> str:
+    """Name the stage of the migration that these settings take part in; empty where there is none."""
+    return environ.get(_STAGE, "")
+
+
+def primary_role(environ: Mapping[str, str]) -> str:
+    """Name the role of the store whose word counts: RESULT, or TARGET after a cutover."""
+    return TARGET if stage(environ) in TARGET_FIRST else RESULT
+
+
+def alone(environ: Mapping[str, str], role: str) -> dict[str, str]:
+    """Give the environment in which one of the two stores of a migration is the only one.
+
+    Without a migration it is the environment as it is.
+    """
+    if not stage(environ):
+        return dict(environ)
+    heads = {each: tuple(f"{PREFIX}{each}_{name}" for name in _SERVER) for each in (RESULT, TARGET)}
+    dropped = (f"{PREFIX}MIGRATION_", f"{PREFIX}{TARGET}_", *(heads[RESULT] if role == TARGET else ()))
+    kept = {name: value for name, value in environ.items() if not name.startswith(dropped)}
+    if role == TARGET:
+        start = len(f"{PREFIX}{TARGET}_")
+        for name, value in environ.items():
+            if name.startswith(heads[TARGET]):
+                kept[f"{PREFIX}{RESULT}_{name[start:]}"] = value
+    return kept

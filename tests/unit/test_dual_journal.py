@@ -17,7 +17,9 @@ from celery.result import AsyncResult, GroupResult
 
 from celery_results.backends.dual import mirror
 from celery_results.backends.dual.points import point_of, remaining_seconds
+from celery_results.migration import alike
 from celery_results.migration import repair as module
+from celery_results.migration.given import Found
 from celery_results.migration.journal import (
     CHORD_PART,
     CHORD_PART_DONE,
@@ -104,9 +106,10 @@ def test_its_group_writes_it_too_and_others_cannot_read_it(journal):
     before = os.umask(0o022)
     try:
         journal.append([entry("a")])
+        journal.note_overflow()
     finally:
         os.umask(before)
-    for path in (journal.directory, journal.directory / "journal"):
+    for path in (journal.directory, journal.directory / "journal", journal.directory / "overflow"):
         mode = stat.S_IMODE(path.stat().st_mode)
         assert mode & stat.S_IWGRP
         assert not mode & stat.S_IRWXO
@@ -325,6 +328,41 @@ def test_what_a_side_refuses_is_named_and_stays(pair, tmp_path):
     assert [line.id for line in journal.entries()] == ["set"]
 
 
+def test_the_time_of_the_mark_is_that_of_the_last_overflow(journal):
+    assert journal.overflowed_since is None
+    journal.append([entry("a")])
+    journal.note_overflow()
+    os.utime(journal.directory / "overflow", (1.0, 1.0))
+    before = time.time()
+    journal.note_overflow()
+    assert journal.overflowed_since is not None
+    assert journal.overflowed_since > before - 1
+    journal.clear_overflow()
+    assert journal.overflowed_since is None
+
+
+def test_of_two_failures_that_a_comparison_has_found_the_later_one_stays_on_either_side(pair):
+    app, old, new, _ = pair
+    for first, second in ((old, new), (new, old)):
+        first.store_result("t", ValueError("early"), "FAILURE")
+        second.store_result("t", ValueError("late"), "FAILURE")
+        early = dt.datetime.now(dt.UTC).replace(tzinfo=None) - dt.timedelta(hours=1)
+        first._rows("UPDATE celery_taskmeta SET date_done = ? WHERE task_id = 't'", str(early))
+        assert repair(app(), found=[Found(TASK, "t", ("result",))], seconds=30).clean
+        for side in (old, new):
+            assert side.get_task_meta("t")["result"].args == ("late",)
+
+
+def test_of_two_successes_that_a_comparison_has_found_the_primarys_stays(pair):
+    app, old, new, _ = pair
+    for stage, winner in (("dual_write", "old"), ("cutover", "new")):
+        for side, value in ((old, "old"), (new, "new")):
+            side._forget("t")
+            side.store_result("t", value, "SUCCESS")
+        assert repair(app(stage), found=[Found(TASK, "t", ("result",))], seconds=30).clean
+        assert [side.get_task_meta("t")["result"] for side in (old, new)] == [winner, winner]
+
+
 def test_an_overflow_is_not_clean(pair):
     app, _, _, journal = pair
     journal.directory.mkdir()
@@ -339,8 +377,8 @@ def test_the_same_result_is_equal_however_it_is_stored(pair):
     old.store_result("t", (1, 2), "SUCCESS")
     meta = point_of(old).read_task("t")
     assert meta is not None
-    assert module.equal({**meta, "result": (1, 2)}, meta, old)
-    assert not module.equal({**meta, "result": [1, 3]}, meta, old)
-    assert not module.equal({**meta, "children": [[["c", None], None]]}, meta, old)
-    assert not module.equal({**meta, "date_done": None}, meta, old)
-    assert not module.equal({**meta, "date_done": meta["date_done"] - dt.timedelta(minutes=1)}, meta, old)
+    assert alike.equal({**meta, "result": (1, 2)}, meta, old)
+    assert not alike.equal({**meta, "result": [1, 3]}, meta, old)
+    assert not alike.equal({**meta, "children": [[["c", None], None]]}, meta, old)
+    assert not alike.equal({**meta, "date_done": None}, meta, old)
+    assert not alike.equal({**meta, "date_done": meta["date_done"] - dt.timedelta(minutes=1)}, meta, old)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from celery_results.backends.database.cleanup import Deleted
-    from celery_results.deployed import Deployed
+    from celery_results.deployed import Deployed, OrderlyEnd
 
 INTERRUPTED = 130
 
@@ -45,19 +45,43 @@ def command(common: Common, older_than: str | None, dry_run: bool, batch: int, p
     """Delete results that are older than result_expires, as the nightly celery.backend_cleanup does.
 
     Interrupted, it ends after the batch at hand and tells what it has done; run again, it does the rest.
+    While results move to another store, each side that is a database is cleaned up.
     """
-    from celery_results.backends.database.cleanup import Deleted, delete_expired  # noqa: PLC0415
-    from celery_results.deployed import OrderlyEnd, age, deployed  # noqa: PLC0415
+    from celery_results.deployed import OrderlyEnd, age, deployed_sides  # noqa: PLC0415
     from celery_results.deployed import cutoff as before  # noqa: PLC0415
-    from celery_results.terminal import counter  # noqa: PLC0415
 
     given = None if older_than is None else age(older_than)
-    place = deployed(common)
-    cutoff = before(_expiry(place, given))
-    if dry_run:
-        _print(common, place, cutoff, _count(place, cutoff), dry_run=True)
-        return 0
-    stop = OrderlyEnd().install()
+    stage, sides = deployed_sides(common)
+    cutoffs = {side: before(_expiry(place, given)) for side, place in sides.items() if place is not None}
+    stop = None if dry_run else OrderlyEnd().install()
+    documents: dict[str, dict[str, Any] | None] = {}
+    complete = True
+    for side, place in sides.items():
+        documents[side] = None
+        if place is None or (stop is not None and stop()):
+            complete = complete and place is None
+            continue
+        cutoff = cutoffs[side]
+        done = _count(place, cutoff) if stop is None else _delete(common, place, cutoff, (batch, pause), stop)
+        complete = complete and done.complete
+        documents[side] = _document(place, cutoff, done, dry_run=dry_run)
+        if not common.as_json:
+            _print(place, cutoff, done, dry_run=dry_run)
+    if common.as_json:
+        told = documents[""] if not stage else {"ok": True, "stage": stage, "sides": documents}
+        sys.stdout.write(json.dumps(told) + "\n")
+    elif not complete:
+        sys.stdout.write("interrupted: run it again for the rest\n")
+    return 0 if complete else INTERRUPTED
+
+
+def _delete(
+    common: Common, place: Deployed, cutoff: datetime, steps: tuple[int, float], stop: OrderlyEnd
+) -> Deleted:
+    from celery_results.backends.database.cleanup import Deleted, delete_expired  # noqa: PLC0415
+    from celery_results.terminal import counter  # noqa: PLC0415
+
+    batch, pause = steps
     done = Deleted()
     with counter(f"deleting from {place}", shown=not common.as_json) as show:
 
@@ -70,8 +94,7 @@ def command(common: Common, older_than: str | None, dry_run: bool, batch: int, p
             done = delete_expired(
                 place.storage, cutoff, batch=batch, pause=pause, on_progress=progress, stop=stop
             )
-    _print(common, place, cutoff, done, dry_run=False)
-    return 0 if done.complete else INTERRUPTED
+    return done
 
 
 def _expiry(place: Deployed, given: timedelta | None) -> timedelta:
@@ -105,26 +128,24 @@ def _count(place: Deployed, cutoff: datetime) -> Deleted:
     return Deleted(results=counts[0], groups=counts[1], complete=True)
 
 
-def _print(common: Common, place: Deployed, cutoff: datetime, done: Deleted, *, dry_run: bool) -> None:
-    if common.as_json:
-        document = {
-            "ok": True,
-            "database": place.place,
-            "cutoff": f"{cutoff.isoformat(timespec='seconds')}Z",
-            "dry_run": dry_run,
-            "complete": done.complete,
-            "results": done.results,
-            "groups": done.groups,
-            # Which unfinished rows are surely older is only known while deleting.
-            "unfinished": None if dry_run else done.unfinished,
-        }
-        sys.stdout.write(json.dumps(document) + "\n")
-        return
+def _document(place: Deployed, cutoff: datetime, done: Deleted, *, dry_run: bool) -> dict[str, Any]:
+    return {
+        "ok": True,
+        "database": place.place,
+        "cutoff": f"{cutoff.isoformat(timespec='seconds')}Z",
+        "dry_run": dry_run,
+        "complete": done.complete,
+        "results": done.results,
+        "groups": done.groups,
+        # Which unfinished rows are surely older is only known while deleting.
+        "unfinished": None if dry_run else done.unfinished,
+    }
+
+
+def _print(place: Deployed, cutoff: datetime, done: Deleted, *, dry_run: bool) -> None:
     verb = "would delete" if dry_run else "deleted"
     sys.stdout.write(
         f"{place}: {verb} {done.results} results and {done.groups} groups that ended before "
         f"{cutoff.isoformat(sep=' ', timespec='seconds')} UTC"
         + ("\n" if dry_run else f", {done.unfinished} unfinished that are older\n")
     )
-    if not done.complete:
-        sys.stdout.write("interrupted: run it again for the rest\n")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from typing import Any
 
 import click
 
@@ -22,21 +24,31 @@ def command(common: Common, timeout: float) -> int:
     """Count results by state, name and age; tell sizes, growth by day and the oldest unfinished one.
 
     Reads the table once, locks nothing, ends after --timeout. Names are there where result_extended is on.
+    While results move to another store, each side that is a database is told.
     """
-    from celery_results.deployed import deployed, now  # noqa: PLC0415
+    from celery_results.deployed import deployed_sides, now  # noqa: PLC0415
     from celery_results.statistics.collect import collect  # noqa: PLC0415
-    from celery_results.statistics.report import as_json, print_text  # noqa: PLC0415
+    from celery_results.statistics.report import document_of, print_text  # noqa: PLC0415
 
-    place = deployed(common)
-    with place.errors_explained():
-        statistics = collect(
-            place.storage,
-            now(),
-            limit_seconds=timeout,
-            names=bool(place.settings.get("result_extended")),
-        )
+    stage, sides = deployed_sides(common)
+    documents: dict[str, dict[str, Any] | None] = {}
+    for side, place in sides.items():
+        documents[side] = None
+        if place is None:
+            if not common.as_json:
+                click.echo(f"{side} side: no SQL database, nothing to count")
+            continue
+        with place.errors_explained():
+            statistics = collect(
+                place.storage,
+                now(),
+                limit_seconds=timeout,
+                names=bool(place.settings.get("result_extended")),
+            )
+        documents[side] = document_of(statistics, place.place)
+        if not common.as_json:
+            print_text(statistics, f"results in {place}" + (f", the {side} side" if side else ""), sys.stdout)
     if common.as_json:
-        click.echo(as_json(statistics, place.place))
-    else:
-        print_text(statistics, f"results in {place}", sys.stdout)
+        told = {"ok": True, "stage": stage, "sides": documents} if stage else documents[""]
+        click.echo(json.dumps(told, ensure_ascii=False))
     return 0

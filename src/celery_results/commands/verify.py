@@ -5,11 +5,17 @@ from __future__ import annotations
 import gc
 import json
 import sys
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from celery_results.options import Common, common_options
+
+if TYPE_CHECKING:
+    from celery_results.migration.verify.survey import Limits
+    from celery_results.stores.endpoint import Endpoint
 
 
 @click.command(
@@ -28,8 +34,30 @@ from celery_results.options import Common, common_options
     type=click.Path(path_type=Path, file_okay=False),
     help="The directory of the repair journal, which must be empty.",
 )
+@click.option(
+    "--rate",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Read at most so many results a second from each side.",
+)
+@click.option(
+    "--latency",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="MILLISECONDS",
+    help="Read less while a store answers more slowly.  [default: 3 times its usual, at least 10 ms]",
+)
+@click.option("--no-brake", is_flag=True, help="Never slow down: nobody else uses the two stores.")
 @common_options
-def command(*, common: Common, source: str, target: str, html: Path | None, journal: Path | None) -> int:
+def command(  # noqa: PLR0913 - click passes one argument for each option
+    *,
+    common: Common,
+    source: str,
+    target: str,
+    html: Path | None,
+    journal: Path | None,
+    rate: float | None,
+    latency: float | None,
+    no_brake: bool,
+) -> int:
     """Compare every result and saved group of two stores, and tell what is missing, extra or different.
 
     STORE is an env file of the celery role, a URL without a password, or env:VARIABLE for one with it. Both
@@ -47,7 +75,9 @@ def command(*, common: Common, source: str, target: str, html: Path | None, jour
     origin, goal = endpoint(source, common), endpoint(target, common).precise()
     try:
         with counter(f"reading {origin.place}", shown=not common.as_json) as show:
-            report = compare(origin.precise(), goal, show)
+            stores = (origin.precise(), goal)
+            limits = _limits(stores, rate, latency, brake=not no_brake)
+            report = compare(*stores, show, limits=limits)
     except (OSError, RuntimeError) as error:
         raise UnreachableError(
             expected=f"{origin.place} and {goal.place} to answer",
@@ -74,3 +104,28 @@ def command(*, common: Common, source: str, target: str, html: Path | None, jour
             fields = f" ({', '.join(finding['fields'])})" if finding["fields"] else ""
             sys.stdout.write(f"{finding['verdict']}: {finding['id']}{fields}\n")
     return 0 if report.gate else 1
+
+
+def _limits(
+    stores: tuple[Endpoint, Endpoint], rate: float | None, latency: float | None, *, brake: bool
+) -> tuple[Limits, Limits]:
+    """Find what is usual for the answers of each store before anything is read."""
+    from celery_results.migration.pace import Brake  # noqa: PLC0415
+    from celery_results.migration.probe import Probe, watchable  # noqa: PLC0415
+    from celery_results.migration.verify.survey import Limits  # noqa: PLC0415
+
+    found: list[float | None] = [None, None]
+    with ExitStack() as stack:
+        brakes = {
+            place: Brake(
+                store.place,
+                stack.enter_context(Probe(store)).answers,
+                None if latency is None else latency / 1000,
+            )
+            for place, store in enumerate(stores)
+            if brake and watchable(store)
+        }
+        for place, each in brakes.items():
+            each.settle()
+            found[place] = each.limit
+    return Limits(rate, found[0]), Limits(rate, found[1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from celery_results.doctor import address, files, names, values
+from celery_results.doctor import address, files, names, sides, values
 from celery_results.doctor.findings import SERVER_NOT_CHECKED, Finding, Severity, could_not_check
 from celery_results.doctor.servers import for_broker, for_subject
 from celery_results.doctor.subject import Subject
@@ -20,7 +20,10 @@ def examine(subject: Subject) -> list[Finding]:
         ("the result_backend", address.check),
         ("the files", files.check),
     ]
-    server = for_subject(subject)
+    dual = sides.is_dual(subject)
+    if dual:
+        checks.append(("the dual backend", sides.check))
+    server = None if dual else for_subject(subject)
     if server:
         checks += [
             ("the backend's settings", server.check_settings),
@@ -33,7 +36,9 @@ def examine(subject: Subject) -> list[Finding]:
             ("the live broker", broker.check_broker),
         ]
     findings = [finding for what, check in checks for finding in _guarded(what, check, subject)]
-    if not server and not any(finding.code in address.UNUSABLE for finding in findings):
+    if dual:
+        findings += _of_sides(subject)
+    elif not server and not any(finding.code in address.UNUSABLE for finding in findings):
         findings.append(SERVER_NOT_CHECKED.finding(f"doctor has no checks for {subject.backend_name}"))
     if subject.broker and not broker:
         scheme = subject.broker_scheme
@@ -49,6 +54,24 @@ def examine(subject: Subject) -> list[Finding]:
         )
     ranks = list(Severity)
     return sorted(dict.fromkeys(findings), key=lambda finding: (ranks.index(finding.severity), finding.code))
+
+
+def _of_sides(subject: Subject) -> list[Finding]:
+    """Examine each of two stores as if it were the only one."""
+    found: list[Finding] = []
+    for name, side in sides.sides(subject):
+        checks: list[tuple[str, Check]] = [("its result_backend", address.check)]
+        server = for_subject(side)
+        if server:
+            checks += [("its settings", server.check_settings), ("its live server", server.check_server)]
+        else:
+            found.append(
+                SERVER_NOT_CHECKED.finding(f"{name} side: doctor has no checks for {side.backend_name}")
+            )
+        found += [
+            sides.named(name, finding) for what, check in checks for finding in _guarded(what, check, side)
+        ]
+    return found
 
 
 def _guarded(what: str, check: Check, subject: Subject) -> list[Finding]:

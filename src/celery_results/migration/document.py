@@ -7,6 +7,7 @@ of these values in the same serializer, so the bytes of a value are the bytes of
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 import re
@@ -17,21 +18,34 @@ from celery_results.stores.record import Row, microseconds, moment
 if TYPE_CHECKING:
     from celery_results.migration.lossy import Lossy
 
-# A key can only stand where JSON has a key: within a string its quotes would be escaped. So where a document
-# is split at these, and the one traceback follows the first piece, that piece ends with the whole result.
-_SPLIT: Final = re.compile(
-    rb', "(?:traceback|children|date_done|group_id|parent_id|name|args|kwargs|worker|retries|queue|task_id)"'
-    rb": "
-).split
-_HEAD: Final = re.compile(rb'\{"status": "([A-Z]+)", "result": ')
+# What Celery writes for nearly every result, under UTC, without and with result_extended. A key can only
+# stand where JSON has a key: within a string its quotes would be escaped. So where "traceback" is there once,
+# that is the document's own, and the result ends before it; the name and what follows the last "worker" are
+# matched to the end of the document, so these are its own too, and one "kwargs" between them divides the
+# rest. Keys of these names within a result or an argument fail that; such a document is taken apart by JSON.
+_HEAD: Final = re.compile(rb'\{"status": "([A-Z]+)", "result": ').match
 _SUCCESS: Final = b'{"status": "SUCCESS", "result": '
-_TRACEBACK: Final = b', "traceback": '
-# How many pieces what Celery writes for nearly every result has: without and with result_extended. Keys of
-# these names within a result or an argument make more of them; such a document is taken apart by JSON.
-_BARE: Final = 5
-_USUAL: Final = (11, _BARE)
-_DIGITS: Final = re.compile(rb"\d{1,9}").fullmatch
-_TIME: Final = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d):(\d\d)\.(\d{6})\+00:00").fullmatch
+_TRACEBACK: Final = b'"traceback": '
+_MIDDLE: Final = b', "traceback": null, "children": [], "date_done": "'
+_RESULT: Final = len(_SUCCESS)
+_DONE: Final = len(_MIDDLE)
+_MINUTE: Final = len("2026-11-20T20:18:")
+_POINT: Final = _MINUTE + len("07")
+_TIME: Final = _POINT + len(".123456")
+_MINUTES: Final = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:").fullmatch
+_ARGS: Final = b', "args": '
+_KWARGS: Final = b', "kwargs": '
+_WORKER: Final = b', "worker": '
+_INSIDE: Final = len(_ARGS)
+_WITHIN: Final = len(_KWARGS)
+_END: Final = b'"}'
+_BARE: Final = b'+00:00", "task_id": "'
+_REST: Final = len(_BARE)
+_SHORT: Final = rb'(?:"([ !#-\[\]-~]{0,155})"|null)'  # what goes into its column as it is
+_NAME: Final = re.compile(rb'\+00:00", "name": ' + _SHORT).fullmatch
+_TAIL: Final = re.compile(
+    rb', "worker": ' + _SHORT + rb', "retries": (?:(\d{1,9})|null), "queue": ' + _SHORT + rb', "task_id": "'
+).fullmatch
 _HARMLESS: Final = re.compile(rb"[ !#-\[\]-~]*").fullmatch  # what JSON writes as it is
 _MOST_CACHED: Final = 10_000
 _META: Final = ("status", "result", "traceback", "children", "date_done", "group_id", "parent_id", "task_id")
@@ -52,78 +66,82 @@ class MalformedError(ValueError):
 
 
 class Reader:
-    """Takes documents apart; remembers names, workers, queues and minutes, of which there are few."""
+    """Takes documents apart; remembers minutes, names, workers with their queues, of which there are few."""
 
     def __init__(self) -> None:
         """Remember nothing yet."""
-        self._texts: dict[bytes, bytes | None] = {b"null": None}
         self._minutes: dict[bytes, int] = {}
+        self._names: dict[bytes, bytes | None] = {}
+        self._tails: dict[bytes, tuple[bytes | None, int | None, bytes | None]] = {}
 
-    def task_row(self, identifier: bytes, document: bytes, lossy: Lossy) -> Row:
+    def task_row(  # noqa: PLR0911 - one for each doubt
+        self, identifier: bytes, document: bytes, lossy: Lossy
+    ) -> Row:
         """Give the columns of a document; raises MalformedError."""
-        pieces = _SPLIT(document)
-        count = len(pieces)
-        if count in _USUAL and document[-2:] == b'"}':
-            result, trace, children, done = pieces[:4]
-            end = len(result)
-            if (
-                trace == b"null"
-                and children == b"[]"
-                and document.startswith(_TRACEBACK, end)
-                and document.find(_TRACEBACK, end + 1) < 0
-            ):
-                if result.startswith(_SUCCESS):
-                    status, result = b"SUCCESS", result[len(_SUCCESS) :]
-                elif head := _HEAD.match(result):
-                    status, result = head[1], result[head.end() :]
-                else:
-                    return _task_row_of_any(identifier, document, lossy)
-                date = None if done == b"null" else self._date(done[1:-1])
-                if count == _BARE:
-                    return (identifier, status, result, date, *_NOTHING)
-                name, args, kwargs, worker, retries, queue = pieces[4:10]
-                texts = self._texts
-                try:
-                    return (
-                        identifier,
-                        status,
-                        result,
-                        date,
-                        None,
-                        None,  # Celery's tables have NULL for no children, and for None
-                        texts[name],
-                        None if args == b"null" else args,
-                        None if kwargs == b"null" else kwargs,
-                        texts[worker],
-                        None if retries == b"null" else int(retries),
-                        texts[queue],
-                        None,
-                    )
-                except (KeyError, ValueError):
-                    row = _task_row_of_any(identifier, document, lossy)
-                    self._remember(name, worker, queue)
-                    return row
-        return _task_row_of_any(identifier, document, lossy)
+        place = document.find(_TRACEBACK)
+        if (
+            not document.startswith(_MIDDLE, place - 2)
+            or document.find(_TRACEBACK, place + 1) > 0
+            or document[-2:] != _END
+        ):
+            return _task_row_of_any(identifier, document, lossy)
+        if document.startswith(_SUCCESS):
+            status, result = b"SUCCESS", document[_RESULT : place - 2]
+        elif head := _HEAD(document):
+            status, result = head[1], document[head.end() : place - 2]
+        else:
+            return _task_row_of_any(identifier, document, lossy)
+        start = place - 2 + _DONE
+        point = start + _POINT
+        rest = start + _TIME
+        last = len(document) - len(identifier) - 2
+        args = document.find(_ARGS, rest)
+        worker = document.rfind(_WORKER)
+        minute = document[start : start + _MINUTE]
+        digits = document[point - 2 : point] + document[point + 1 : rest]
+        if not digits.isdigit() or document[point : point + 1] != b".":
+            return _task_row_of_any(identifier, document, lossy)
+        try:
+            date = self._minutes[minute] + int(digits)
+            if last - rest == _REST and document.startswith(_BARE, rest):
+                return (identifier, status, result, date, *_NOTHING)
+            name = self._names[document[rest:args]]
+            by, retries, queue = self._tails[document[worker:last]]
+        except KeyError:
+            self._remember(minute, document[rest:args], document[worker:last])
+            return _task_row_of_any(identifier, document, lossy)
+        kwargs = document.find(_KWARGS, args)
+        if kwargs < 0 or document.find(_KWARGS, kwargs + 1) > 0:
+            return _task_row_of_any(identifier, document, lossy)
+        positional, named = document[args + _INSIDE : kwargs], document[kwargs + _WITHIN : worker]
+        return (
+            identifier,
+            status,
+            result,
+            date,
+            None,
+            None,  # Celery's tables have NULL for no children, and for None
+            name,
+            None if positional == b"null" else positional,
+            None if named == b"null" else named,
+            by,
+            retries,
+            queue,
+            None,
+        )
 
-    def _remember(self, *texts: bytes) -> None:
-        if len(self._texts) > _MOST_CACHED:
-            self._texts = {b"null": None}
-        for text in texts:
-            # Only what goes into its column as it is: the rest is counted each time.
-            if len(text) <= _WIDTH and text[:1] == b'"' == text[-1:] and _HARMLESS(text[1:-1]):
-                self._texts[text] = text[1:-1]
-
-    def _date(self, text: bytes) -> int:
-        """Count microseconds; what Celery writes under UTC goes the short way."""
-        parts = _TIME(text)
-        if parts is None:
-            return _date(text.decode(errors="replace"))
-        minute = self._minutes.get(parts[1])
-        if minute is None:
-            if len(self._minutes) > _MOST_CACHED:
-                self._minutes.clear()
-            minute = self._minutes[parts[1]] = _date(parts[1].decode() + ":00+00:00")
-        return minute + int(parts[2] + parts[3])
+    def _remember(self, minute: bytes, name: bytes, tail: bytes) -> None:
+        """Keep what is read without a doubt."""
+        for kept in (self._minutes, self._names, self._tails):
+            if len(kept) > _MOST_CACHED:
+                kept.clear()
+        if _MINUTES(minute):
+            with contextlib.suppress(MalformedError):
+                self._minutes[minute] = _date(minute.decode() + "00+00:00")
+        if found := _NAME(name):
+            self._names[name] = found[1]
+        if found := _TAIL(tail):
+            self._tails[tail] = found[1], None if found[2] is None else int(found[2]), found[3]
 
 
 def _task_row_of_any(identifier: bytes, document: bytes, lossy: Lossy) -> Row:

@@ -128,9 +128,7 @@ class Journal:
             descriptor = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, _MODE)
             with os.fdopen(descriptor, "ab", buffering=0) as file:
                 fcntl.flock(descriptor, fcntl.LOCK_SH)
-                status = os.fstat(descriptor)
-                if status.st_uid == os.geteuid() and not status.st_mode & stat.S_IWGRP:
-                    os.fchmod(descriptor, _MODE)  # whatever the umask is: workers and clients share a group
+                status = self._share(descriptor)
                 try:
                     current = self._file.stat().st_ino == status.st_ino
                 except FileNotFoundError:
@@ -141,7 +139,24 @@ class Journal:
 
     def note_overflow(self) -> None:
         """Leave a mark that ids are missing here; raises OSError."""
-        os.close(os.open(self._overflow, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, _MODE))
+        descriptor = os.open(self._overflow, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, _MODE)
+        try:
+            self._share(descriptor)
+            # Its time is that of the last one. Another user's file cannot be given the present, but bytes.
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, b"ids are missing here\n")
+        except OSError:
+            pass  # the disk is full, which the file's being there says well enough
+        finally:
+            os.close(descriptor)
+
+    @staticmethod
+    def _share(descriptor: int) -> os.stat_result:
+        """Let the group write a file of ours, whatever the umask is: workers and clients share one."""
+        status = os.fstat(descriptor)
+        if status.st_uid == os.geteuid() and not status.st_mode & stat.S_IWGRP:
+            os.fchmod(descriptor, _MODE)
+        return status
 
     # Reading
 
@@ -149,6 +164,14 @@ class Journal:
     def overflowed(self) -> bool:
         """Say whether ids are missing here, so that only a full comparison finds them."""
         return self._overflow.exists()
+
+    @property
+    def overflowed_since(self) -> float | None:
+        """Give the Unix time of the last overflow, None if there is none."""
+        try:
+            return self._overflow.stat().st_mtime
+        except FileNotFoundError:
+            return None
 
     def clear_overflow(self) -> None:
         """Take the mark away: a full comparison that began after it has found no difference."""

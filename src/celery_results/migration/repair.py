@@ -6,23 +6,27 @@
 Safe to repeat and to kill at any point: an entry leaves the journal only after both sides were seen to be
 equal, at a time when no late answer of the mirror can still arrive. Results that tasks store meanwhile are
 met by reading both sides again after each copy. It finds what is journalled, and no more: a process that was
-killed between its two writes has journalled nothing, which is for the full comparison to find, and whose ids
-can then be given here as `ids`.
+killed between its two writes has journalled nothing, which is for the full comparison to find, and whose
+findings can then be given here as `found` (see `given`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from celery import states
+from celery.exceptions import ImproperlyConfigured
 
 from celery_results.backends.dual.options import NEW, OLD, SETTING, Options
-from celery_results.backends.dual.points import Point, lists_of, point_of, remaining_seconds, translated
-from celery_results.backends.dual.side import build
+from celery_results.backends.dual.points import Point, point_of, remaining_seconds, translated
+from celery_results.backends.dual.side import build_mirror, place_of
+from celery_results.errors import CeleryResultsError, UnreachableError
+from celery_results.migration.alike import UnreadableError, equal, rank, readable
+from celery_results.migration.given import EXPIRY, Found, differs_in
 from celery_results.migration.journal import (
     CHORD_PART,
     DELETE_GROUP,
@@ -31,21 +35,17 @@ from celery_results.migration.journal import (
     TASK,
     Entry,
     Journal,
-    now_entry,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
-logger = logging.getLogger(__name__)
+T = TypeVar("T")
 TRIES: Final = 5
-# Both sides take the time of a result by themselves, one after the other.
-TOLERANCE_SECONDS: Final = 5.0
 DEFAULT_SECONDS: Final = 60.0
+# A side that does not answer within this is away; nothing is asked twice.
+ANSWER_SECONDS: Final = 20.0
 _POLL_SECONDS: Final = 0.2
-# What only a document has, and what one side may leave out.
-_COMPARED: Final = ("status", "traceback")
-_OPTIONAL: Final = ("name", "args", "kwargs", "worker", "retries", "queue")
 
 
 @dataclass(frozen=True)
@@ -80,22 +80,27 @@ def repair(
     app: Any,  # noqa: ANN401 # Celery has no types
     *,
     ids: Iterable[str] = (),
+    found: Iterable[Found] = (),
     seconds: float = DEFAULT_SECONDS,
     progress: Callable[[int], object] | None = None,
 ) -> Report:
-    """Repair what is journalled on this host, and the results `ids` on the mirror of the present stage.
+    """Repair what is journalled on this host, then the results `ids` and what a comparison has `found`.
+
+    These are brought to both sides: what one alone has is copied to the other and nothing is deleted, for
+    nobody can tell a result that was forgotten on one side from one that was lost there. Where both have one,
+    the more final one stays, and of two alike the primary's. They are not journalled.
 
     Ends after `seconds` at the latest, with what is left. Raises JournalError if another repair runs,
-    RepairError for sides of an unknown class and ImproperlyConfigured for an app without a dual backend.
+    RepairError for sides of an unknown class, ImproperlyConfigured for an app without a dual backend, and
+    UnreachableError for a class that cannot even be built without its server.
     """
     options = Options.of_settings(app.conf.get(SETTING) or {})
     journal = Journal(options.journal, options.journal_bytes)
-    sides = {name: point_of(build(app, options.sides[name])) for name in (OLD, NEW)}
-    job = _Job(sides, options.stage.primary, progress)
+    sides = {name: _point(app, options.sides[name]) for name in (OLD, NEW)}
+    job = _Job(sides, options.stage.primary, progress, is_alone=not options.stage.read_fallback)
     settled_after = 2 * options.mirror_seconds + 1.0
     end = time.monotonic() + seconds
     with journal.repairing():
-        journal.append(now_entry(TASK, task_id, options.stage.mirror) for task_id in ids)
         while True:
             taken = journal.claim()
             # A late answer to the write that was journalled may still undo what is repaired now.
@@ -107,68 +112,182 @@ def repair(
             journal.settle([*(item.entry for item in left), *young.values()])
             if not young and (left or not any(journal.entries())):
                 break
-            remaining = end - time.monotonic()
-            if remaining <= 0:
-                break
             youngest = max((entry.seconds for entry in young.values()), default=final)
-            time.sleep(min(remaining, max(_POLL_SECONDS, youngest - final)))
+            nap = max(_POLL_SECONDS, youngest - final)
+            if time.monotonic() + nap >= end:
+                break
+            time.sleep(nap)
         left += [Left(entry, "too young to be final") for entry in young.values()]
+        given = dict.fromkeys([*(Found(TASK, task_id) for task_id in ids), *found])
+        left += job.bring(given, end)
     return Report(job.looked_at, job.copied, job.deleted, tuple(left), journal.overflowed)
+
+
+def _point(app: Any, settings: Mapping[str, Any]) -> Point:  # noqa: ANN401 # Celery has no types
+    try:
+        return point_of(build_mirror(app, settings, ANSWER_SECONDS))
+    except (CeleryResultsError, ImproperlyConfigured):
+        raise
+    except Exception as error:
+        raise UnreachableError(
+            expected=f"{place_of(app, settings)} to answer",
+            found=type(error).__name__,
+            do="see that its server runs, then repair again",
+        ) from error
 
 
 class _Job:
     def __init__(
-        self, sides: dict[str, Point], primary: str, progress: Callable[[int], object] | None
+        self,
+        sides: dict[str, Point],
+        primary: str,
+        progress: Callable[[int], object] | None,
+        *,
+        is_alone: bool,
     ) -> None:
         self._sides = sides
         self._primary = primary
         self._progress = progress
+        # Nobody reads the mirror yet: what it alone has was forgotten by a client that does not know of it.
+        self._is_alone = is_alone
         self.looked_at = self.copied = self.deleted = 0
 
     def settle(self, entries: list[Entry], end: float) -> list[Left]:
         """Pay these; give those that could not be paid."""
-        left: list[Left] = []
+        return [Left(entry, reason) for entry, reason in self._each(entries, self._pay, end)]
+
+    def bring(self, given: Iterable[Found], end: float) -> list[Left]:
+        """Have both sides hold these alike; give those that they do not."""
+        mirror = NEW if self._primary == OLD else OLD
+        return [
+            Left(Entry(found.operation, found.id, mirror, time.time()), reason)
+            for found, reason in self._each(given, lambda found: self._bring(found, mirror), end)
+        ]
+
+    def _each(self, items: Iterable[T], pay: Callable[[T], str], end: float) -> Iterator[tuple[T, str]]:
+        """Pay each; give those that could not be paid, with the reason."""
         away = ""
-        for entry in entries:
+        for item in items:
             if not away and time.monotonic() >= end:
                 away = "the time was up"
             reason = away
             if not away:
                 try:
-                    reason = self._pay(entry)
+                    reason = pay(item)
                     self.looked_at += 1
                 except _AwayError as error:
                     reason = away = str(error)
                 if self._progress is not None:
                     self._progress(self.looked_at)
             if reason:
-                left.append(Left(entry, reason))
-        return left
+                yield item, reason
 
-    def _pay(self, entry: Entry) -> str:
+    def _pay(self, entry: Entry, *, journalled: bool = True) -> str:
         """Pay one; say why not, or nothing."""
         other = NEW if entry.side == OLD else OLD
         source, target = self._sides[other], self._sides[entry.side]
-        pay = {
-            TASK: self._task,
-            FORGET: self._task,
+        # What a comparison has found may be newer on either side.
+        is_primary = journalled and entry.side == self._primary
+        pays: dict[str, Callable[[Entry, Point, Point], str]] = {
+            TASK: partial(self._task, is_primary=is_primary),
+            FORGET: partial(self._task, is_primary=is_primary),
             GROUP: self._group,
             DELETE_GROUP: self._group,
             CHORD_PART: self._part,
-        }[entry.operation]
+        }
+        with self._told(source, target, entry.side) as reasons:
+            reasons.append(pays[entry.operation](entry, source, target))
+        return reasons[-1]
+
+    @contextlib.contextmanager
+    def _told(self, source: Point, target: Point, side: str) -> Iterator[list[str]]:
+        """Put what is raised into words; raises _AwayError."""
+        reasons = [""]
         try:
-            return pay(entry, source, target)
+            yield reasons
+        except UnreadableError as error:
+            reasons.append(str(error))
         except Exception as error:
             if isinstance(error, OSError) or any(
                 point.backend.exception_safe_to_retry(error) for point in (source, target)
             ):
                 raise _AwayError(f"a side does not answer: {type(error).__name__}") from error
             # A value that the serializer or the column of this side cannot hold, a missing right.
-            return f"refused by the side {entry.side}: {type(error).__name__}"
+            reasons.append(f"refused by the side {side}: {type(error).__name__}")
 
-    def _task(self, entry: Entry, source: Point, target: Point) -> str:
+    def _bring(self, found: Found, mirror: str) -> str:
+        def pay(side: str) -> str:
+            return self._pay(Entry(found.operation, found.id, side, 0.0), journalled=False)
+
+        if self._is_alone:
+            reason = self._forget_extra(found, mirror)
+            if reason:
+                return reason
+        reason = pay(mirror)
+        if reason:  # perhaps it is the primary that cannot be read
+            reason = "" if not pay(self._primary) and not pay(mirror) else reason
+        else:
+            reason = pay(self._primary)
+        if reason or found.operation != TASK or not found.fields:
+            return reason
+        source, target = self._sides[self._primary], self._sides[mirror]
+        with self._told(source, target, mirror) as reasons:
+            reasons.append(self._as_told(found, source, target))
+        return reasons[-1]
+
+    def _forget_extra(self, found: Found, mirror: str) -> str:
+        """Delete on the mirror what the primary has no more."""
+        source, target = self._sides[self._primary], self._sides[mirror]
+        with self._told(source, target, mirror) as reasons:
+            if found.operation == TASK:
+                if readable(source, found.id) is None and target.backend.task_result_exists(found.id):
+                    target.backend._forget(found.id)  # noqa: SLF001 # its forget() would end a subscription
+                    self.deleted += 1
+            elif source.read_group(found.id) is None and target.read_group(found.id) is not None:
+                target.backend.delete_group(found.id)
+                self.deleted += 1
+        return reasons[-1]
+
+    def _as_told(self, found: Found, source: Point, target: Point) -> str:
+        """See to the fields that two equal results may differ in."""
+        for may_write in (True, False):
+            theirs, ours = readable(source, found.id), readable(target, found.id)
+            if theirs is None or ours is None:
+                return ""
+            differ = [name for name in found.fields if differs_in(name, theirs, ours)]
+            if not differ:
+                return self._lives(found, [(source, theirs), (target, ours)])
+            if may_write:
+                target.write_task(found.id, translated(theirs, source.backend, target.backend))
+                self.copied += 1
+        return f"one side cannot hold the same {', '.join(differ)}"
+
+    def _lives(self, found: Found, stored: list[tuple[Point, dict[str, Any]]]) -> str:
+        """Have a result end on both sides when its age says so, as the rows of a database do anyway."""
+        if EXPIRY not in found.fields:
+            return ""
+        for point, meta in stored:
+            if meta["status"] not in states.READY_STATES:
+                return "unfinished, so that nothing says when it should expire"
+            left = remaining_seconds(point.backend, meta)
+            if left is not None and left <= 0:
+                return "older than result_expires: it is left to expire"
+        for point, meta in stored:
+            if hasattr(point.backend, "client"):
+                point.write_task(found.id, meta)
+                self.copied += 1
+        return ""
+
+    def _task(self, entry: Entry, source: Point, target: Point, *, is_primary: bool) -> str:
         for _ in range(TRIES):
-            theirs, ours = source.read_task(entry.id), target.read_task(entry.id)
+            theirs = readable(source, entry.id)
+            try:
+                ours = readable(target, entry.id)
+            except UnreadableError:
+                if theirs is None and entry.operation != FORGET:
+                    raise
+                target.backend._forget(entry.id)  # noqa: SLF001 # nobody can read it
+                ours = None
             if theirs is None:
                 if entry.operation == FORGET and ours is not None:
                     target.backend._forget(entry.id)  # noqa: SLF001 # its forget() would end a subscription
@@ -176,7 +295,7 @@ class _Job:
                     continue
                 return ""
             theirs = translated(theirs, source.backend, target.backend)
-            if self._keeps(theirs, ours, target.backend, is_primary=entry.side == self._primary):
+            if self._keeps(theirs, ours, target.backend, is_primary=is_primary):
                 return ""
             left = remaining_seconds(target.backend, theirs)
             if left is not None and left <= 0:
@@ -198,7 +317,7 @@ class _Job:
             return False
         if equal(theirs, ours, backend):
             return True
-        there, here = _rank(theirs), _rank(ours)
+        there, here = rank(theirs), rank(ours)
         if there != here:
             return here > there
         if is_primary:
@@ -233,37 +352,3 @@ class _Job:
         if not backend.client.exists(size) or backend.client.sismember(seen, f"{entry.id}:{index}"):
             return ""
         return f"the chord {entry.group} lacks this part until the process that ran it reports it"
-
-
-def equal(one: dict[str, Any], other: dict[str, Any], backend: Any) -> bool:  # noqa: ANN401
-    """Compare two metas in the form of one side's serializer; what one of them cannot hold is left out."""
-    if any((one.get(name) or None) != (other.get(name) or None) for name in _COMPARED):
-        return False
-    if lists_of(one.get("children") or []) != lists_of(other.get("children") or []):
-        return False
-    done = [meta["date_done"] for meta in (one, other)]
-    # Celery's own database class also writes a time when an unfinished state is stored again.
-    if one["status"] in states.READY_STATES:
-        if None in done:
-            return False
-        if abs((done[0] - done[1]).total_seconds()) > TOLERANCE_SECONDS:
-            return False
-    names = [name for name in _OPTIONAL if one.get(name) is not None and other.get(name) is not None]
-    return all(_same(one[name], other[name], backend) for name in ("result", *names))
-
-
-def _same(one: Any, other: Any, backend: Any) -> bool:  # noqa: ANN401
-    if type(one) is type(other):
-        with contextlib.suppress(Exception):
-            if one == other:
-                return True
-    return bool(backend.encode(one) == backend.encode(other))
-
-
-def _rank(meta: dict[str, Any]) -> int:
-    """Order states by how final they are."""
-    if meta["status"] == states.SUCCESS:
-        return 3
-    if meta["status"] in states.READY_STATES:
-        return 2
-    return int(meta["status"] != states.PENDING)

@@ -57,7 +57,7 @@ class Attacks:
 
 def _key(session: Session) -> str:
     task_id = session.victim.id if session.victim is not None else str(uuid.uuid4())
-    key_of = getattr(session.app.backend, "get_key_for_task", None)
+    key_of = getattr(session.primary(session.app.backend), "get_key_for_task", None)
     if key_of is None:
         return task_id
     key: str | bytes = key_of(task_id)

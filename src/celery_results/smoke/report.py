@@ -51,12 +51,20 @@ def as_json(report: Report) -> str:
     }
     if report.witness:
         document["witness"] = report.witness
+    if report.migration:
+        document["migration"] = dict(report.migration)
     return json.dumps(document, ensure_ascii=False)
 
 
 def print_text(report: Report, stream: TextIO) -> None:
     """Print the table, then what to do about each failure, then what was proven in one line."""
     heading = f"result store: {report.backend}   broker: {report.broker}   login: {report.login}"
+    if report.migration:
+        both = {True: "yes", False: "NO", None: "not asked"}[report.migration["on_both"]]
+        heading += (
+            f"\nmigration: {report.migration['stage']}   refusals tried on its primary, {report.backend}   "
+            f"result also in {report.migration['mirror']}: {both}"
+        )
     if stream.isatty():
         console = Console(file=stream, highlight=False)
         table = Table(title=heading, title_justify="left")

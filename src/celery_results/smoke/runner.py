@@ -24,6 +24,7 @@ from celery_results.smoke.diagnosis import describe, remedy_for
 from celery_results.smoke.outcome import CheckFailed, NotRun, OutOfTime, Status
 from celery_results.smoke.recorder import Recorder
 from celery_results.smoke.session import Session
+from celery_results.smoke.sides import Sides
 from celery_results.smoke.worker import Worker, last_lines
 
 if TYPE_CHECKING:
@@ -69,7 +70,8 @@ class Plan:
     @property
     def broker(self) -> Connection | None:
         """Give the deployed broker, where it is another server than the result store, or another login."""
-        broker, results = connection_from_env(self.environ, "BROKER"), connection_from_env(self.environ)
+        environ = Sides.of(self.environ).alone(self.environ)
+        broker, results = connection_from_env(environ, "BROKER"), connection_from_env(environ)
         if broker is None or results is None:
             return None
         same = (broker.hosts, broker.username) == (results.hosts, results.username)
@@ -87,6 +89,7 @@ class Report:
     witness: str = ""
     leftovers: tuple[str, ...] = ()
     log_tail: str = ""
+    migration: Mapping[str, Any] | None = None
 
     @property
     def ok(self) -> bool:
@@ -109,8 +112,10 @@ class Smoke:
                 do="name celery.env or client.env with --env-file",
             )
         client_environ = plan.environ if self._login == "client" else plan.client_environ
-        self._connection = _connection(plan.environ)
-        self._client = _connection(client_environ) if client_environ is not None else None
+        self._sides = sides = Sides.of(plan.environ)
+        self._environ = sides.alone(plan.environ)  # of the primary, which is attacked
+        self._connection = _connection(self._environ)
+        self._client = _connection(sides.alone(client_environ)) if client_environ is not None else None
         self._settings = load_settings(plan.config_directory, plan.environ)
         self._client_environ = plan.environ if client_environ is None else client_environ
         self._client_settings = load_settings(plan.config_directory, self._client_environ)
@@ -132,6 +137,7 @@ class Smoke:
         self._recorder = Recorder(self._redactor, self._hints, self._not_offered)
         self._log_tail = ""
         self._witness = ""
+        self._migration = self._sides.document(None)
         self._leftovers: list[str] = []
 
     def run(self) -> Report:
@@ -154,6 +160,7 @@ class Smoke:
             witness=self._witness,
             leftovers=tuple(self._redactor.clean(line) for line in self._leftovers),
             log_tail=self._log_tail,
+            migration=self._migration,
         )
 
     def _broker(self) -> str:
@@ -163,8 +170,8 @@ class Smoke:
 
     def _show_that_the_logins_work(self) -> None:
         for environ, settings in (
-            (self._plan.environ, self._settings),
-            (self._client_environ, self._client_settings),
+            (self._environ, self._settings),
+            (self._sides.alone(self._client_environ), self._client_settings),
         ):
             with self._said_plainly(str(_connection(environ)), "RESULT"), _time_limit(_START_SECONDS):
                 read_nothing(self._plan.config_directory, environ)
@@ -193,7 +200,7 @@ class Smoke:
     def _say_if_unreachable(self) -> str:
         try:
             with _time_limit(_CLEANING_SECONDS):
-                read_nothing(self._plan.config_directory, self._client_environ)
+                read_nothing(self._plan.config_directory, self._sides.alone(self._client_environ))
         except (Exception, OutOfTime) as error:  # noqa: BLE001 - of any backend: it is the answer
             return f"; the result store: {describe(error)}"
         return ""
@@ -262,6 +269,7 @@ class Smoke:
             }
         if session.victim is not None and self._plan.keep_witness and "witness" not in self._not_offered:
             self._witness = session.victim.id
+        self._migration = self._sides.document(session)
         worker.ask_to_stop()
         self._attack(session, Kind.REFUSAL_OF_A_RESULT)
         while going:
@@ -276,7 +284,7 @@ class Smoke:
                 app.conf.result_expires = QUEUE_EXPIRES_SECONDS
             return app
 
-        return Session(make_app(), run.directory, self._plan.timeout_seconds, make_app)
+        return Session(make_app(), run.directory, self._plan.timeout_seconds, make_app, self._sides.primary)
 
     def _read_witness(self, session: Session) -> None:
         for entry in self._entries():
@@ -290,14 +298,16 @@ class Smoke:
     def _attack(self, session: Session, *kinds: Kind) -> None:
         entries = self._plan.selected(*kinds)
         if entries and self._plugin:
-            monitor = self._plan.monitor_environ
+            monitor = connection_from_env(self._plan.monitor_environ or {})
+            if monitor and monitor.name != self._connection.name:
+                monitor = None  # of the other store of a migration
             Attacks(
                 plugin=self._plugin,
                 recorder=self._recorder,
                 login=self._connection,
                 client=self._client,
-                monitor=connection_from_env(monitor) if monitor else None,
-                environ=self._plan.environ,
+                monitor=monitor,
+                environ=self._environ,
                 config_directory=self._plan.config_directory,
             ).run(entries, session)
 
@@ -310,16 +320,15 @@ class Smoke:
                 login=broker,
                 client=None,
                 monitor=None,
-                environ=self._plan.environ,
+                environ=self._environ,
                 config_directory=self._plan.config_directory,
                 role="BROKER",
             ).run(entries, session)
 
     def _clean(self, session: Session) -> None:
-        forget_chord = self._plugin.forget_chord if self._plugin else None
         try:
             with _time_limit(_CLEANING_SECONDS):
-                self._leftovers += session.remove_all(forget_chord, self._witness)
+                self._leftovers += session.remove_all(self._sides.forget_chord, self._witness)
         except OutOfTime:
             self._leftovers.append("results of this run: the server does not answer")
         with contextlib.suppress(Exception, OutOfTime), _time_limit(_CLEANING_SECONDS):

@@ -31,6 +31,8 @@ class Session:
     timeout_seconds: float
     # Another app with the same settings, and what removes what it has left on the server.
     make_app: Callable[[], Any]
+    # The backend whose server is attacked, of the app's backend, which may be made of two.
+    primary: Callable[[Any], Any] = lambda backend: backend
     # A stored result that stays until the end: attacks aim at it, and it may be the witness.
     victim: Any = None
     _deadline: float = 0.0
@@ -89,7 +91,7 @@ class Session:
             time.sleep(POLL_SECONDS)
         return True
 
-    def remove_all(self, forget_chord: Callable[[Any, str], None] | None, kept: str = "") -> list[str]:
+    def remove_all(self, forget_chord: Callable[[Any, str], None], kept: str = "") -> list[str]:
         """Remove everything that was made but the kept result; give what could not be removed, and why.
 
         What is left then expires like any result.
@@ -106,7 +108,7 @@ class Session:
         self.victim = None
         return failures
 
-    def _remove(self, result: Any, forget_chord: Callable[[Any, str], None] | None) -> None:  # noqa: ANN401
+    def _remove(self, result: Any, forget_chord: Callable[[Any, str], None]) -> None:  # noqa: ANN401
         header = getattr(result, "parent", None)
         result.forget()
         for group in (result, header):
@@ -114,5 +116,4 @@ class Session:
                 group.forget()
                 with contextlib.suppress(NotImplementedError):  # a backend that saves none has none
                     group.delete()
-                if forget_chord:
-                    forget_chord(self.app.backend, group.id)
+                forget_chord(self.app.backend, group.id)

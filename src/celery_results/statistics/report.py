@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
@@ -17,10 +16,10 @@ NAMES_SHOWN: Final = 15
 DAYS_SHOWN: Final = 14
 
 
-def as_json(statistics: Statistics, place: dict[str, str]) -> str:
+def document_of(statistics: Statistics, place: dict[str, str]) -> dict[str, Any]:
     """Give the document that --json prints; its keys do not change. Times are UTC."""
     oldest = statistics.unfinished
-    document: dict[str, Any] = {
+    return {
         "ok": True,
         "database": place,
         "exact": statistics.exact,
@@ -46,7 +45,6 @@ def as_json(statistics: Statistics, place: dict[str, str]) -> str:
         "index_bytes": statistics.index_bytes,
         "dead_rows": statistics.dead_rows,
     }
-    return json.dumps(document, ensure_ascii=False)
 
 
 def print_text(statistics: Statistics, title: str, stream: TextIO) -> None:

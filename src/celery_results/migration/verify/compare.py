@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from celery_results.migration.verify.reading import side
 from celery_results.migration.verify.record import Terms
-from celery_results.migration.verify.survey import BUCKETS, Elsewhere, Survey
+from celery_results.migration.verify.survey import BUCKETS, Elsewhere, Limits, Survey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -72,6 +72,7 @@ class Report:
         """Give it as JSON has it."""
         return {
             "ok": self.gate,
+            "began": round(self.began, 3),
             "from": self.source,
             "to": self.target,
             "seconds": round(self.seconds, 2),
@@ -93,6 +94,8 @@ def _side(survey: Survey) -> dict[str, Any]:
         "states": dict(survey.states),
         "hours": {str(hour): count for hour, count in sorted(survey.ages.items())},
         "seconds": round(survey.seconds, 2),
+        "lowest_share": round(survey.lowest_share, 2),
+        "rates": [[round(then, 2), round(rate)] for then, rate in survey.rates()],
         "peak_bytes": survey.peak_bytes,
     }
 
@@ -102,8 +105,9 @@ def compare(
     target: Endpoint,
     show: Callable[[int], None] = lambda _count: None,
     sleep: Callable[[float], None] = time.sleep,
+    limits: tuple[Limits, Limits] = (Limits(), Limits()),
 ) -> Report:
-    """Compare everything; raises what the drivers raise."""
+    """Compare everything, each side within its limits; raises what the drivers raise."""
     terms = Terms(
         databases=source.storage is not None or target.storage is not None,
         by_age=target.storage is not None,
@@ -111,9 +115,9 @@ def compare(
     )
     report = Report(source.place, target.place, time.time())
     began = time.monotonic()
-    report.source_survey, report.target_survey = _both(source, target, terms, (), show)
+    report.source_survey, report.target_survey = _both((source, target), limits, terms, (), show)
     report.by_age = report.source_survey.odd if terms.by_age else 0
-    report.buckets = report.source_survey.differing(report.target_survey)
+    report.buckets = report.source_survey.differing(report.target_survey, terms)
     with (
         contextlib.closing(side(source, terms)) as here,
         contextlib.closing(side(target, terms)) as there,
@@ -121,11 +125,9 @@ def compare(
         judge = _Judge(here, there, terms, sleep=sleep)
         for start in range(0, len(report.buckets), _BUCKETS_AT_ONCE):
             part = report.buckets[start : start + _BUCKETS_AT_ONCE]
-            one, two = _both(source, target, terms, part, show)
+            one, two = _both((source, target), limits, terms, part, show)
             differ = sorted(
-                key
-                for key in one.chosen.keys() | two.chosen.keys()
-                if one.chosen.get(key) != two.chosen.get(key)
+                key for key in one.chosen.keys() | two.chosen.keys() if not one.same(two, key, terms)
             )
             for place in range(0, len(differ), _IDS_AT_ONCE):
                 _note(report, judge.all_of(differ[place : place + _IDS_AT_ONCE]))
@@ -134,10 +136,15 @@ def compare(
 
 
 def _both(
-    source: Endpoint, target: Endpoint, terms: Terms, chosen: Sequence[int], show: Callable[[int], None]
+    stores: tuple[Endpoint, Endpoint],
+    limits: tuple[Limits, Limits],
+    terms: Terms,
+    chosen: Sequence[int],
+    show: Callable[[int], None],
 ) -> tuple[Survey, Survey]:
-    here = Elsewhere(source, terms, chosen)
-    there = Elsewhere(target, terms, chosen)
+    here, there = (
+        Elsewhere(store, terms, chosen, limit) for store, limit in zip(stores, limits, strict=True)
+    )
     try:
         return here.result(show), there.result(lambda _count: None)
     finally:

@@ -39,10 +39,6 @@ def page(report: Report) -> str:
     ages = {_hour(hour): (one.ages[hour], two.ages[hour]) for hour in hours}
     states = {state: (one.states[state], two.states[state]) for state in sorted(one.states | two.states)}
     kinds = {name: (facts[name],) for name in ("missing", "extra", "different", "moving", "expired")}
-    rates = {
-        "source": (round(one.results / one.seconds) if one.seconds else 0,),
-        "target": (round(two.results / two.seconds) if two.seconds else 0,),
-    }
     journal = "not asked for" if report.journal is None else report.journal
     read = (
         f"<p>{when} UTC, {report.seconds:.1f} s. {len(report.buckets)} of {BUCKETS} buckets of ids differed"
@@ -63,8 +59,8 @@ def page(report: Report) -> str:
         _bars(states, ("source", "target")),
         "<h2>By age, in hours since the result was stored</h2>",
         _bars(ages, ("source", "target")),
-        "<h2>Read a second</h2>",
-        _bars(rates, ("results",)),
+        "<h2>Rate over time: results and groups read a second</h2>",
+        _lines({"source": one.rates(), "target": two.rates()}),
         "<h2>Differences</h2>",
         _bars(kinds, ("results and groups",)),
     ]
@@ -102,6 +98,40 @@ def _cell(value: object) -> str:
     return f"<td>{escape(str(value))}</td>"
 
 
+def _lines(values: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+    """Draw a line for each of two series of (seconds, number)."""
+    right = max((then for points in values.values() for then, _ in points), default=0.0) or 1.0
+    top = max((number for points in values.values() for _, number in points), default=0.0) or 1.0
+    width, height = _WIDTH - 140, 160
+    lines = []
+    for place, points in enumerate(values.values()):
+        drawn = [(0.0, points[0][1]), *points] if points else []
+        text = " ".join(
+            f"{110 + then / right * width:.1f},{8 + height - number / top * height:.1f}"
+            for then, number in drawn
+        )
+        color = ("#3a6ea5", "#d08c3f")[place]
+        lines.append(f'<polyline points="{text}" fill="none" stroke="{color}" stroke-width="2"/>')
+    bottom = height + 8
+    return (
+        f"{_legend(tuple(values))}"
+        f'<svg role="img" width="{_WIDTH}" height="{height + 32}" viewBox="0 0 {_WIDTH} {height + 32}">'
+        f'<path d="M110 8V{bottom}H{110 + width}" fill="none" stroke="#8c959f"/>'
+        f'<text x="102" y="16" text-anchor="end">{top:,.0f}</text>'
+        f'<text x="102" y="{bottom}" text-anchor="end">0</text>'
+        f'<text x="{110 + width}" y="{bottom + 16}" text-anchor="end">{right:.1f} s</text>'
+        f"{''.join(lines)}</svg>"
+    )
+
+
+def _legend(names: Sequence[str]) -> str:
+    said = " and ".join(
+        f'<span style="color:{("#3a6ea5", "#d08c3f")[place]}">■</span> {escape(name)}'
+        for place, name in enumerate(names)
+    )
+    return f"<p>{said}</p>"
+
+
 def _bars(values: Mapping[str, tuple[int, ...]], legend: Sequence[str]) -> str:
     """Draw horizontal bars; many are drawn together, the last ones in one."""
     shown = dict(list(values.items())[:_MOST_BARS])
@@ -121,12 +151,8 @@ def _bars(values: Mapping[str, tuple[int, ...]], legend: Sequence[str]) -> str:
                 f'<rect class="{("one", "two")[line]}" x="118" y="{y}" width="{width}" height="11"/>'
                 f'<text x="{124 + width}" y="{y + 10}">{number:,}</text>'
             )
-    names = " and ".join(
-        f'<span style="color:{("#3a6ea5", "#d08c3f")[place]}">■</span> {escape(name)}'
-        for place, name in enumerate(legend)
-    )
     total = len(shown) * height + 8
     return (
-        f'<p>{names}</p><svg role="img" width="{_WIDTH}" height="{total}" viewBox="0 0 {_WIDTH} {total}">'
+        f'{_legend(legend)}<svg role="img" width="{_WIDTH}" height="{total}" viewBox="0 0 {_WIDTH} {total}">'
         f"{''.join(lines)}</svg>"
     )

@@ -34,6 +34,7 @@ FIELDS: Final = (
     "group_id",
     "parent_id",
 )
+_DONE: Final = FIELDS.index("date_done")
 _KNOWN: Final = frozenset((*FIELDS, "task_id", "stamped_headers"))
 _WIDTH: Final = 155
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
@@ -48,7 +49,8 @@ class Terms:
     databases: bool  # at least one side is one: no group_id, no parent_id, 155 characters, no NUL
     by_age: bool = False  # the target is one: its results end by their age, whatever their keys had
     seconds: bool = False  # at least one side keeps no microseconds
-    tolerance: float = 5.0  # seconds by which the end of a life may differ
+    # Seconds by which the end of a life may differ, and the time of a result: a dual write takes it twice.
+    tolerance: float = 5.0
 
     def date(self, value: Any) -> int | None:  # noqa: ANN401 - text, datetime or None
         """Count microseconds since 1970; a time without a zone is UTC."""
@@ -58,6 +60,12 @@ class Terms:
         when = when if when.tzinfo else when.replace(tzinfo=dt.UTC)
         count = (when - _EPOCH) // _MICROSECOND
         return count - count % 1_000_000 if self.seconds else count
+
+    def same_time(self, one: int | None, two: int | None) -> bool:
+        """Say whether two times of a result, in microseconds, are those of one result."""
+        if one is None or two is None:
+            return one is two
+        return abs(one - two) <= self.tolerance * 1_000_000
 
 
 class Decoder:
@@ -98,7 +106,7 @@ class Record:
     @property
     def done(self) -> int | None:
         """Give date_done in microseconds."""
-        value: int | None = self.values[4] if len(self.values) == len(FIELDS) else None
+        value: int | None = self.values[_DONE] if len(self.values) == len(FIELDS) else None
         return value
 
     def odd(self, terms: Terms) -> str | None:
@@ -111,9 +119,13 @@ class Record:
         """Give 64 bits of everything that is compared.
 
         The end of a life is no number that is read twice alike: it is part of this only where it is odd. What
-        differs by that alone is compared once more, to the second.
+        differs by that alone is compared once more, to the second. The time of a result is no part of it at
+        all, but whether there is one: a survey adds the times up instead.
         """
-        whole = (self.id, self.values, None if terms.by_age else self.odd(terms))
+        values = self.values
+        if len(values) == len(FIELDS):
+            values = (*values[:_DONE], values[_DONE] is not None, *values[_DONE + 1 :])
+        whole = (self.id, values, None if terms.by_age else self.odd(terms))
         text = json.dumps(whole, sort_keys=True, default=repr)
         return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest())
 
@@ -127,6 +139,8 @@ class Record:
             for record in (self, other)
         ]
         fields = [name for name, one, two in zip(names, *canonical, strict=False) if one != two]
+        if "date_done" in fields and terms.same_time(self.done, other.done):
+            fields.remove("date_done")
         if terms.by_age or (terms.databases and (self.done is None or other.done is None)):
             return fields  # a row that is not done has no end
         if self.end is None or other.end is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import gc
+import itertools
 import os
 import pickle
 import subprocess
@@ -18,12 +19,14 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from celery_results.migration.pace import Brake, Pace
+from celery_results.migration.probe import Probe
 from celery_results.migration.verify.reading import side
 from celery_results.migration.verify.record import TASK, Terms
 from celery_results.stores.endpoint import of_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from celery_results.stores.endpoint import Endpoint
 
@@ -32,7 +35,10 @@ _MASK: Final = (1 << 64) - 1
 _START: Final = "from celery_results.migration.verify.survey import main; main()"
 _NEEDED: Final = ("result_", "redis_", "database_", "timezone")
 _TELL_EVERY: Final = 5000
+_PACE_EVERY: Final = 500
+_MOST_POINTS: Final = 300
 _HOUR: Final = 3600
+_BETWEEN_WRITES: Final = 20_000  # microseconds, on the average of a bucket
 
 
 @dataclass
@@ -41,22 +47,61 @@ class Survey:
 
     counts: list[int] = field(default_factory=lambda: [0] * BUCKETS)
     sums: list[int] = field(default_factory=lambda: [0] * BUCKETS)
+    # Microseconds since 1970 of all times in a bucket; see `differing`.
+    times: list[int] = field(default_factory=lambda: [0] * BUCKETS)
     states: Counter[str] = field(default_factory=Counter)
     ages: Counter[int] = field(default_factory=Counter)  # by hours since date_done; -1 for unfinished
     results: int = 0
     groups: int = 0
     odd: int = 0  # results whose life does not end when their age says so
     seconds: float = 0.0
+    lowest_share: float = 1.0  # of the time, in which it read, while its store answered slowly
+    # (seconds since it began, how many were read by then), some 300 of them at most
+    timeline: list[tuple[float, int]] = field(default_factory=list)
     peak_bytes: int = 0
-    chosen: dict[str, int] = field(default_factory=dict)  # digests by id, of the buckets asked for
+    _interval: float = 0.1
+    # Digest and time by id, of the buckets asked for.
+    chosen: dict[str, tuple[int, int | None]] = field(default_factory=dict)
 
-    def differing(self, other: Survey) -> list[int]:
-        """Name the buckets that are not the same."""
+    def note(self, seconds: float, count: int) -> None:
+        """Remember how many were read by now; ever more seldom in a long survey."""
+        last = self.timeline[-1][0] if self.timeline else 0.0
+        if seconds - last >= self._interval:
+            self.timeline.append((seconds, count))
+            if len(self.timeline) > _MOST_POINTS:
+                self.timeline = self.timeline[1::2]
+                self._interval *= 2
+
+    def differing(self, other: Survey, terms: Terms) -> list[int]:
+        """Name the buckets that are not the same.
+
+        The times of results that were written to both sides differ by what lies between two writes, a few
+        milliseconds each; one that differs by more than the tolerance moves the sum of its bucket by more.
+        """
         return [
             bucket
             for bucket in range(BUCKETS)
-            if self.counts[bucket] != other.counts[bucket] or self.sums[bucket] != other.sums[bucket]
+            if self.counts[bucket] != other.counts[bucket]
+            or self.sums[bucket] != other.sums[bucket]
+            or abs(self.times[bucket] - other.times[bucket])
+            > terms.tolerance * 1_000_000 + self.counts[bucket] * _BETWEEN_WRITES
         ]
+
+    def rates(self) -> list[tuple[float, float]]:
+        """Give (seconds since it began, results and groups a second up to then)."""
+        points = [(0.0, 0), *self.timeline]
+        return [
+            (then, (count - before) / (then - since))
+            for (since, before), (then, count) in itertools.pairwise(points)
+            if then > since
+        ]
+
+    def same(self, other: Survey, key: str, terms: Terms) -> bool:
+        """Say whether a chosen result is the same in both."""
+        if key not in self.chosen or key not in other.chosen:
+            return False
+        (one, then), (two, there) = self.chosen[key], other.chosen[key]
+        return one == two and terms.same_time(then, there)
 
 
 def bucket_of(kind: str, name: str) -> int:
@@ -64,22 +109,42 @@ def bucket_of(kind: str, name: str) -> int:
     return zlib.crc32(f"{kind}:{name}".encode("utf-8", "surrogatepass")) % BUCKETS
 
 
-def survey(endpoint: Endpoint, terms: Terms, chosen: Iterable[int], tell: Any) -> Survey:  # noqa: ANN401
+@dataclass(frozen=True)
+class Limits:
+    """How fast one store may be read: results a second, and seconds that its answers to others may take."""
+
+    rate: float | None = None
+    latency: float | None = None
+
+
+def survey(
+    endpoint: Endpoint, terms: Terms, chosen: Iterable[int], tell: Callable[[int], None], pace: Pace
+) -> Survey:
     """Read one store to its end; remember the digests of some buckets. `tell` is called with a count."""
     found = Survey()
     wanted = frozenset(chosen)
     began, now = time.monotonic(), time.time()
     store = side(endpoint, terms)
+    seen = 0
     with contextlib.closing(store):
+        pace.begin()
         for kind, record in store.all():
+            seen += 1
+            if seen % _PACE_EVERY == 0:
+                found.note(time.monotonic() - began, seen)
+                pace.after(_PACE_EVERY, lambda: False)
+                pace.begin()
+            if seen % _TELL_EVERY == 0:
+                tell(seen)
             number = bucket_of(kind, record.id)
             digest = record.digest(terms)
             if wanted:
                 if number in wanted:
-                    found.chosen[f"{kind}:{record.id}"] = digest
+                    found.chosen[f"{kind}:{record.id}"] = digest, record.done
                 continue
             found.counts[number] += 1
             found.sums[number] = (found.sums[number] + digest) & _MASK
+            found.times[number] += record.done or 0
             if kind == TASK:
                 found.results += 1
                 found.states[record.state] += 1
@@ -87,16 +152,17 @@ def survey(endpoint: Endpoint, terms: Terms, chosen: Iterable[int], tell: Any) -
                 found.ages[-1 if record.done is None else int((now - record.done / 1e6) // _HOUR)] += 1
             else:
                 found.groups += 1
-            if (found.results + found.groups) % _TELL_EVERY == 0:
-                tell(found.results + found.groups)
     found.seconds = time.monotonic() - began
+    found.timeline.append((found.seconds, seen))
     return found
 
 
 class Elsewhere:
     """A survey in another process."""
 
-    def __init__(self, endpoint: Endpoint, terms: Terms, chosen: Iterable[int] = ()) -> None:
+    def __init__(
+        self, endpoint: Endpoint, terms: Terms, chosen: Iterable[int] = (), limits: Limits | None = None
+    ) -> None:
         """Start it."""
         settings = {name: value for name, value in endpoint.settings.items() if name.startswith(_NEEDED)}
         self._process = subprocess.Popen(  # noqa: S603 - this interpreter, and a constant
@@ -108,7 +174,7 @@ class Elsewhere:
         )
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError), self._process.stdin as pipe:
-            pipe.write(pickle.dumps((settings, terms, tuple(chosen))))
+            pipe.write(pickle.dumps((settings, terms, tuple(chosen), limits or Limits())))
 
     def result(self, show: Any) -> Survey:  # noqa: ANN401 - a function that takes a count
         """Wait for its end; raises what it raised."""
@@ -138,7 +204,7 @@ class Elsewhere:
 
 def main() -> None:
     """Be the other process: settings on standard input, counts and the result on standard output."""
-    settings, terms, chosen = pickle.load(sys.stdin.buffer)  # noqa: S301 - from our parent, by a pipe
+    settings, terms, chosen, limits = pickle.load(sys.stdin.buffer)  # noqa: S301 - from our parent, by a pipe
 
     def tell(count: int) -> None:
         sys.stdout.write(f"seen {count}\n")
@@ -147,7 +213,14 @@ def main() -> None:
     outcome: object
     try:
         gc.disable()
-        outcome = found = survey(of_settings(settings, "the store"), terms, chosen, tell)
+        store = of_settings(settings, "the store")
+        with contextlib.ExitStack() as stack:
+            brakes = []
+            if limits.latency is not None:
+                answers = stack.enter_context(Probe(store)).answers
+                brakes.append(Brake(store.place, answers, limits.latency))
+            outcome = found = survey(store, terms, chosen, tell, Pace(limits.rate, brakes))
+            found.lowest_share = min((brake.lowest for brake in brakes), default=1.0)
         with open("/proc/self/status", encoding="ascii") as status:  # noqa: PTH123 - a line of it
             found.peak_bytes = int(status.read().partition("VmHWM:")[2].split()[0]) * 1024
     except Exception as error:  # noqa: BLE001 - raised again where it is waited for
