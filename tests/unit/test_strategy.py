@@ -57,3 +57,107 @@ def test_a_playbook_runs_either_way_and_warns_of_nothing(tmp_path, mitogen):
     assert "ok=1" in run.stdout
     assert f"mitogen {mitogen}" in run.stdout
     assert "DEPRECATION" not in run.stderr
+
+
+# Each task says something that a task run without copies, or a template compiled for another purpose, would
+# get wrong: variables of blocks and loops differ by host, one text is read with two syntaxes, and with a
+# backslash that counts and one that does not.
+TASKS = r"""
+- hosts: all
+  gather_facts: false
+  vars:
+    described: "{{ inventory_hostname }} has {{ chosen | default('nothing') }}"
+  tasks:
+    - ansible.builtin.set_fact: {chosen: "{{ inventory_hostname | upper }}"}
+    - ansible.builtin.debug: {msg: "of {{ inventory_hostname }}: {{ described }}"}
+      vars: {described: "{{ inventory_hostname }} has its own"}
+    - vars: {of_block: "{{ inventory_hostname }} in the block"}
+      when: chosen == (inventory_hostname | upper)
+      block:
+        - ansible.builtin.debug: {msg: "{{ of_block }}, {{ described }}"}
+        - ansible.builtin.include_tasks: {file: inner.yml}
+          loop: ["{{ inventory_hostname }}1", "{{ inventory_hostname }}2"]
+        - ansible.builtin.command: echo {{ of_block }}
+          register: said
+        - ansible.builtin.assert: {that: said.stdout == of_block}
+    - ansible.builtin.debug: {msg: "{{ item }} of {{ chosen }}"}
+      loop: [1, 2]
+      register: looped
+      when: inventory_hostname == 'b' or item == 2
+    - ansible.builtin.debug: {msg: "{{ looped.results | map(attribute='msg', default='skipped') }}"}
+    - block:
+        - ansible.builtin.assert: {that: inventory_hostname == 'b', fail_msg: "not {{ inventory_hostname }}"}
+      rescue:
+        - ansible.builtin.debug: {msg: "saved from {{ ansible_failed_result.msg }}"}
+    - ansible.builtin.fail: {msg: "{{ nowhere_defined }}"}
+      ignore_errors: true
+    - ansible.builtin.set_fact: {secret: "hidden{{ 1 + 1 }}"}
+      no_log: true
+    - ansible.builtin.set_fact: {given: "{{ chosen }}"}
+      delegate_to: "{{ 'b' if inventory_hostname == 'a' else 'a' }}"
+      delegate_facts: true
+    - ansible.builtin.debug: {msg: "given {{ given }}"}
+    - ansible.builtin.debug: {msg: "{{ slashes }} in YAML, {{ in_a_file }} in a file"}
+      vars:
+        slashes: "{{ 'a\\\\b' | length }}"
+        in_a_file: "{{ lookup('ansible.builtin.template', 'slashes.j2') }}"
+    - ansible.builtin.debug:
+        msg:
+          - "{{ lookup('ansible.builtin.template', 'two.j2') }}"
+          - "{{ lookup('ansible.builtin.template', 'two.j2', **other_syntax) }}"
+      vars: {other_syntax: {variable_start_string: "[%", variable_end_string: "%]"}}
+"""
+
+
+def said_by(strategy, tmp_path):
+    """Run TASKS on two hosts and return what Ansible printed."""
+    run = subprocess.run(
+        [
+            str(Path(sys.executable).parent / "ansible-playbook"),
+            "--inventory=a,b,",
+            "--connection=local",
+            "--forks=1",
+            f"--extra-vars=ansible_python_interpreter={sys.executable}",
+            str(tmp_path / "play.yml"),
+        ],
+        cwd=PROJECT,
+        env=os.environ
+        | {
+            "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"),
+            "ANSIBLE_STRATEGY": strategy,
+            "ANSIBLE_ANY_ERRORS_FATAL": "false",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    return run.stdout
+
+
+def test_tasks_say_what_they_say_under_ansibles_own_strategy(tmp_path):
+    (tmp_path / "play.yml").write_text(TASKS)
+    (tmp_path / "inner.yml").write_text(
+        "- ansible.builtin.debug: {msg: 'inner {{ item }} {{ of_block }} {{ chosen }}'}\n"
+    )
+    (tmp_path / "slashes.j2").write_text(r"{{ 'a\\b' | length }}")
+    (tmp_path / "two.j2").write_text("{{ chosen }} [% chosen %]")
+    theirs = said_by("linear", tmp_path)
+    assert theirs.count("given ") == 2
+    assert theirs.count("4 in YAML, 3 in a file") == 2
+    assert theirs.count("saved from not a") == 1
+    assert "hidden2" not in theirs
+    assert said_by("bundle_linear", tmp_path) == theirs
+
+
+def test_what_stays_on_the_controller_needs_no_process(tmp_path):
+    (tmp_path / "play.yml").write_text("""
+- hosts: all
+  gather_facts: false
+  tasks:
+    - ansible.builtin.set_fact: {first: "{{ lookup('ansible.builtin.pipe', 'echo $PPID') }}"}
+    - ansible.builtin.set_fact: {second: "{{ lookup('ansible.builtin.pipe', 'echo $PPID') }}"}
+    - ansible.builtin.debug: {msg: "same={{ first == second }}"}
+""")
+    assert said_by("bundle_linear", tmp_path).count("same=True") == 2
+    assert said_by("linear", tmp_path).count("same=False") == 2
