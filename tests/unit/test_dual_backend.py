@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from celery import Celery, states
 from celery.app.task import Context
-from celery.exceptions import ImproperlyConfigured
+from celery.exceptions import ImproperlyConfigured, SoftTimeLimitExceeded
 from celery.result import AsyncResult, GroupResult
 
 from celery_results.backends.dual import DualBackend, helper, mirror, waiting
@@ -154,15 +154,16 @@ def test_a_value_that_the_mirror_refuses_closes_no_door_for_others(options):
     assert [entry.id for entry in backend.mirror.journal.entries()] == ["set"]
 
 
-def test_an_interrupted_write_is_journalled(options):
+@pytest.mark.parametrize("reason", [KeyboardInterrupt, SoftTimeLimitExceeded])
+def test_an_interrupted_write_is_journalled(options, reason):
     backend = backend_of(options)
     break_mirror(backend, error=None)
 
     def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
+        raise reason
 
     backend.mirror._helpers.run = interrupt
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(reason):
         backend.store_result("t", 1, "SUCCESS")
     backend.mirror._helpers.after_fork()
     del backend.mirror._helpers.run

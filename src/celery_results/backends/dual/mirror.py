@@ -9,7 +9,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from celery.exceptions import ImproperlyConfigured
+from celery.exceptions import ImproperlyConfigured, SoftTimeLimitExceeded
 
 from celery_results.backends.dual.breaker import Breaker
 from celery_results.backends.dual.helper import Helpers, LateError
@@ -70,11 +70,14 @@ class Mirror:
         except MirrorDownError:
             self.owe(entry)
             return False
+        except SoftTimeLimitExceeded:  # the task's: nobody knows what was written
+            self.owe(entry)
+            raise
         except Exception as error:  # noqa: BLE001 # whatever a backend raises
             self.owe(entry)
             self._tell(f"did not take {entry.operation} {entry.id}, which is journalled", error)
             return False
-        except BaseException:  # such as the soft time limit of the task: nobody knows what was written
+        except BaseException:  # such as the end of the process
             self.owe(entry)
             raise
         return True
