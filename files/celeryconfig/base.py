@@ -52,7 +52,7 @@ def _seconds(value: str) -> int:
 
 
 def _server(role: str) -> _Namespace:
-    """Describe the server in one role, RESULT or BROKER, as the module of its backend expects it."""
+    """Describe the server in one role, RESULT, BROKER or TARGET, as the module of its backend expects it."""
     return _Namespace(
         login=_read("LOGIN"),
         # Results that are messages need a broker of their own kind.
@@ -122,7 +122,16 @@ result_backend_max_retries = 30 if _read("LOGIN") == "worker" else 11
 # A host may start before its broker does.
 broker_connection_retry_on_startup = True
 
-globals().update(_read("RESULT_NAME", parse=_backend).result_settings(_server("RESULT")))
+_results = _read("RESULT_NAME", parse=_backend).result_settings(_server("RESULT"))
+# While they move to another store: RESULT is the one that they leave, in all stages.
+if "CELERYCONFIG_MIGRATION_STAGE" in _os.environ:
+    _results = _backend("dual").result_settings(
+        stage=_read("MIGRATION_STAGE"),
+        journal=_read("MIGRATION_JOURNAL"),
+        old=_results,
+        new=_read("TARGET_NAME", parse=_backend).result_settings(_server("TARGET")),
+    )
+globals().update(_results)
 
 # Without a broker there is no broker_url: this host reads results, it neither sends nor runs tasks.
 if "CELERYCONFIG_BROKER_NAME" in _os.environ:

@@ -20,7 +20,8 @@ from ansible.utils.vars import load_extra_vars
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-CHOICES = ("backend", "broker")
+# What is chosen on the command line: site.yml and migrate.yml name their servers there.
+CHOICES = ("backend", "broker", "source", "target")
 # What roles and playbooks import on the controller.
 REQUIRED = {
     "community.crypto": "ansible_collections.community.crypto",
