@@ -247,6 +247,12 @@ def migration_confirm_problems(confirm: str) -> list[str]:
 def migration_gate(asked: Mapping[str, Any], following: str) -> str:
     """Say how to go on from a gate of playbooks/migrate.yml."""
     call = Call(asked)
+    if not following:
+        return (
+            f"Results are kept in {call.target} alone. From now on: {call.site(call.target)}\n"
+            f"{call.source} still has what it had. To move them back: "
+            + call.command("plan", call.target, call.source)
+        )
     if following == "rollback":
         return f"A rollback was begun. Complete it: {call.command('rollback')}"
     walk = call.command("plan").replace("playbooks/migrate/plan.yml", "playbooks/migrate.yml")

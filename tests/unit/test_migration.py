@@ -214,6 +214,7 @@ def test_what_comes_next():
     assert migration_next({"a": host(record("cutover", "begun")), "b": host(record("verify"))}) == "cutover"
     assert migration_next({"a": host(record("finish"))}) == ""
     assert "confirm=cutover" in migration_gate(asked("plan"), "cutover")
+    assert "site.yml -e backend=postgresql -e broker=redis" in migration_gate(asked("plan"), "")
     assert len(migration_commands(asked("plan"))) == len(STAGES) + 2
 
 
