@@ -67,7 +67,7 @@ def test_no_result_that_was_seen_is_lost_when_the_worker_is_killed(
 ) -> None:
     send_and_note = f"""
 from proj.celery import add
-results = [add.apply_async((i, 0), task_id=f"seen-{{i}}") for i in range(200)]
+results = [add.apply_async((i, 0), task_id=f"seen-{{i}}") for i in range(1000)]
 waiting = dict(enumerate(results))
 with open("{NOTES}", "a", buffering=1) as acknowledged:
     while waiting:
