@@ -183,7 +183,7 @@ def test_a_server_that_dies_meanwhile_fails_the_run_soon(start_redis, tmp_path):
         try:
             assert wait_until(lambda: list(temporary.glob("*/ready")))
             lab.stop()
-            out, error = parent.communicate(timeout=40)
+            out, error = parent.communicate(timeout=60)  # four limits of ten seconds each, at the worst
         finally:
             parent.kill()
     answer = Answer(parent.returncode, out.decode(), error.decode(), 0)

@@ -92,11 +92,21 @@ def build_reader(settings: Mapping[str, Any], **changes: object) -> Any:  # noqa
     return app
 
 
+def stop_waiting(app: Any) -> None:  # noqa: ANN401 - Celery has no types
+    """Have the app's results no longer unsubscribe when they are destroyed, be it at the end of the process.
+
+    Each would ask for a new connection, with every retry of the settings, were the server gone meanwhile.
+    """
+    if subscribed := getattr(getattr(app.backend, "result_consumer", None), "subscribed_to", None):
+        subscribed.clear()
+
+
 def dispose(app: Any) -> None:  # noqa: ANN401 - Celery has no types
     """Close an app, and remove the queue of a backend to which results come as messages.
 
     That queue goes by itself only if somebody has waited in it, and with result_expires otherwise.
     """
+    stop_waiting(app)
     try:
         if replies := getattr(app.backend, "binding", None):
             with app.connection_for_write() as connection:

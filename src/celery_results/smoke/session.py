@@ -11,7 +11,7 @@ from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import AsyncResult, GroupResult
 
 from celery_results import interruption
-from celery_results.smoke.application import dispose
+from celery_results.smoke.application import dispose, stop_waiting
 from celery_results.smoke.outcome import CheckFailed
 from celery_results.smoke.tasks import PREFIX
 
@@ -97,6 +97,7 @@ class Session:
         What is left then expires like any result.
         """
         failures = []
+        stop_waiting(self.app)
         for result in reversed(self._made):
             if result.id == kept:
                 continue
