@@ -1,8 +1,11 @@
 """The strategy of the playbooks with and without Mitogen."""
 
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -109,12 +112,12 @@ TASKS = r"""
 """
 
 
-def said_by(strategy, tmp_path):
-    """Run TASKS on two hosts and return what Ansible printed."""
-    run = subprocess.run(
+def start(strategy, tmp_path, hosts):
+    """Start play.yml on these hosts."""
+    return subprocess.Popen(
         [
             str(Path(sys.executable).parent / "ansible-playbook"),
-            "--inventory=a,b,",
+            f"--inventory={hosts}",
             "--connection=local",
             "--forks=1",
             f"--extra-vars=ansible_python_interpreter={sys.executable}",
@@ -126,13 +129,20 @@ def said_by(strategy, tmp_path):
             "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"),
             "ANSIBLE_STRATEGY": strategy,
             "ANSIBLE_ANY_ERRORS_FATAL": "false",
+            "ANSIBLE_BECOME_EXE": "/nonexistent",
         },
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-        check=False,
     )
-    assert run.returncode == 0, run.stdout + run.stderr
-    return run.stdout
+
+
+def said_by(strategy, tmp_path, hosts="a,b,"):
+    """Run play.yml on these hosts and return what Ansible printed."""
+    with start(strategy, tmp_path, hosts) as run:
+        output, _ = run.communicate(timeout=120)
+    assert run.returncode == 0, output
+    return output
 
 
 def test_tasks_say_what_they_say_under_ansibles_own_strategy(tmp_path):
@@ -148,6 +158,97 @@ def test_tasks_say_what_they_say_under_ansibles_own_strategy(tmp_path):
     assert theirs.count("saved from not a") == 1
     assert "hidden2" not in theirs
     assert said_by("bundle_linear", tmp_path) == theirs
+
+
+# On one host, what goes to a host runs in the process of the playbook too: a loop over files to copy, a
+# template, a module that fails, one in the background, one that is delegated.
+ON_ONE_HOST = r"""
+- hosts: all
+  gather_facts: false
+  become: true
+  become_user: "{{ lookup('ansible.builtin.pipe', 'id -un') }}"
+  tasks:
+    - ansible.builtin.copy: {content: "{{ item }}", dest: "{{ playbook_dir }}/{{ item }}", mode: "0600"}
+      loop: [one, two]
+      register: copied
+    - ansible.builtin.debug: {msg: "{{ copied.results | map(attribute='changed') }}"}
+    - ansible.builtin.template: {src: slashes.j2, dest: "{{ playbook_dir }}/three", mode: "0600"}
+      diff: true
+    - ansible.builtin.slurp: {src: "{{ playbook_dir }}/three"}
+      register: read
+    - ansible.builtin.debug: {msg: "read {{ read.content | b64decode }}"}
+    - ansible.builtin.command: "false"
+      ignore_errors: true
+    - ansible.builtin.command: echo behind
+      async: 20
+      poll: 1
+      register: behind
+    - ansible.builtin.debug: {msg: "came from {{ behind.stdout }}"}
+    - ansible.builtin.command: pwd
+      args: {chdir: /}
+      environment: {NOWHERE: "here"}
+      delegate_to: c
+      register: delegated
+    - ansible.builtin.debug: {msg: "at {{ delegated.stdout }}, {{ nowhere | length }}"}
+      vars: {nowhere: "{{ lookup('ansible.builtin.env', 'NOWHERE') }}"}
+    - ansible.builtin.command: /nonexistent
+      ignore_errors: true
+    - ansible.builtin.file: {path: "{{ playbook_dir }}/{{ item }}", state: absent}
+      loop: [one, two, three]
+"""
+
+
+def test_tasks_of_one_host_say_what_they_say_under_ansibles_own_strategy(tmp_path):
+    (tmp_path / "slashes.j2").write_text(r"{{ 'a\\b' | length }}")
+    (tmp_path / "play.yml").write_text(ON_ONE_HOST)
+    theirs = said_by("linear", tmp_path, "b,")
+    ours = said_by("bundle_linear", tmp_path, "b,")
+    # What a module says of itself, not of its task: a time, an id, where it was kept meanwhile.
+    varying = re.compile(r"(started|finished|delta|start|end|ansible_job_id|results_file|.*jid=|.*tmp).*")
+    assert varying.sub("", ours) == varying.sub("", theirs)
+    assert "came from behind" in ours
+    assert "at /, 0" in ours
+
+
+WHO_RUNS_IT = """
+- hosts: all
+  gather_facts: false
+  vars:
+    noted: "{{ lookup('ansible.builtin.pipe', 'echo $PPID >> ' ~ playbook_dir ~ '/processes') }}"
+  tasks:
+    - ansible.builtin.ping: {data: "{{ noted }}"}
+    - ansible.builtin.command: {cmd: "true", stdin: "{{ noted }}"}
+"""
+
+
+@pytest.mark.parametrize(("hosts", "processes"), [("a,", 1), ("a,b,", 4)], ids=["one-host", "two-hosts"])
+def test_a_task_that_runs_alone_needs_no_process(tmp_path, hosts, processes):
+    (tmp_path / "play.yml").write_text(WHO_RUNS_IT)
+    said_by("bundle_linear", tmp_path, hosts)
+    assert len(set((tmp_path / "processes").read_text().split())) == processes
+
+
+def test_ctrl_c_ends_a_task_that_runs_alone(tmp_path):
+    (tmp_path / "play.yml").write_text(f"""
+- hosts: all
+  gather_facts: false
+  tasks:
+    - ansible.builtin.shell: touch {tmp_path}/begun; exec sleep 60
+    - ansible.builtin.file: {{path: {tmp_path}/after, state: touch}}
+""")
+    with start("bundle_linear", tmp_path, "a,") as run:
+        try:
+            wait_until = time.monotonic() + 30
+            while not (tmp_path / "begun").exists():
+                assert time.monotonic() < wait_until, run.communicate(timeout=10)[0]
+                time.sleep(0.05)
+            run.send_signal(signal.SIGINT)
+            output, _ = run.communicate(timeout=20)
+        finally:
+            run.kill()
+    assert run.returncode != 0
+    assert "User interrupted execution" in output
+    assert not (tmp_path / "after").exists()
 
 
 def test_what_stays_on_the_controller_needs_no_process(tmp_path):
