@@ -40,7 +40,7 @@ def _key_prefix(server: _Namespace) -> dict[str, _Any]:
 
 def result_settings(server: _Namespace) -> dict[str, _Any]:
     """Return the settings that store and read results."""
-    # Celery's class, which in ours also records a failure on a server that is full (docs/redis.md).
+    # Ours never replaces a SUCCESS, and records a failure on a server that is full (docs/redis.md).
     bundled = "" if server.implementation == "stock" else "celery_results.backends.redis:RedisBackend+"
     return {
         "result_backend": f"{bundled}{_url(server)}",

@@ -134,6 +134,7 @@ def test_a_result_that_does_not_come_is_explained_by_the_workers_log():
         ("Error 111 connecting to h:1. Connection refused.", "is the server up"),
         ("[SSL: WRONG_VERSION_NUMBER] wrong version number", "_TLS_ENABLED"),
         ("User celery-worker has no permissions to run the 'evalsha' command", "ACL"),
+        ("The user executing the script can't run this command or subcommand script: 5bd, on @user", "ACL"),
         ("invalid username-password pair or user is disabled.", "_PASSWORD"),
         ("OOM command not allowed when used memory > 'maxmemory'.", "redis_maxmemory"),
     ],

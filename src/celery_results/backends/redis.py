@@ -1,4 +1,8 @@
-"""Celery's Redis backend, which also records a failure on a server that is full.
+"""Celery's Redis backend, which writes only over what it has read, and records a failure on a full server.
+
+Celery 5.7 never writes over a stored SUCCESS: it reads, and then writes. What another attempt of the task
+stores between the two is lost, such as a SUCCESS under the RETRY of the attempt before, which Celery stores
+only after it has sent the next one. Seen under load on two busy hosts.
 
 Where maxmemory is reached or the disk of the append-only file is full, Redis refuses writes. Celery 5.7
 then gives a task whose value was refused the state FAILURE, and gives up when that small record is refused
@@ -8,14 +12,33 @@ refused, the other's buffers hold the memory.
 
 from __future__ import annotations
 
-from typing import Final
+from functools import cached_property
+from typing import TYPE_CHECKING, Final
 
 from celery import states
 from celery.backends.redis import RedisBackend as CeleryRedisBackend
+from celery.exceptions import BackendStoreError
+from kombu.utils.encoding import bytes_to_str
 from redis.exceptions import OutOfMemoryError, ResponseError
+
+if TYPE_CHECKING:
+    from redis.commands.core import Script
 
 # A whole transaction is refused with EXECABORT and the reason behind it, which is no OutOfMemoryError then.
 _FULL: Final = ("OOM command not allowed", "MISCONF")
+# What Celery does in a transaction, unless the key holds something else than the caller has read: then that
+# is the answer. Nothing there is PENDING, which anything may follow. Bytes are compared, so that serializer
+# and compression do not matter. SET comes first: what is refused must not be published.
+_REPLACE: Final = """
+local key, value, expires, read = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
+local stored = redis.call('GET', key)
+if stored and stored ~= read then return stored end
+if expires == '0' then redis.call('SET', key, value)
+else redis.call('SET', key, value, 'EX', expires) end
+redis.call('PUBLISH', key, value)
+"""
+# So often may others have been faster: a task has few attempts at a time, and each stores few states.
+_ROUNDS: Final = 10
 
 
 def is_full(refusal: ResponseError) -> bool:
@@ -28,10 +51,11 @@ class ServerFullError(ResponseError):
 
 
 class RedisBackend(CeleryRedisBackend):  # type: ignore[misc] # Celery has no types
-    """Retry the record of a failure until the server has room, as often as result_backend_max_retries says.
+    """Never replace a stored SUCCESS, and retry the record of a failure until the server has room.
 
-    A value that is refused is not retried: it would keep the worker busy, and may never fit. Its task fails
-    at once, with OutOfMemoryError or MISCONF as the reason, and it is that failure which is retried.
+    That is retried as often as result_backend_max_retries says. A value that is refused is not: it would keep
+    the worker busy, and may never fit. Its task fails at once, with OutOfMemoryError or MISCONF as the
+    reason, and it is that failure which is retried.
     """
 
     def _store_result(
@@ -41,14 +65,51 @@ class RedisBackend(CeleryRedisBackend):  # type: ignore[misc] # Celery has no ty
         state: str,
         traceback: str | None = None,
         request: object = None,
-        **kwargs: object,
+        **_: object,
     ) -> object:
         try:
-            stored: object = super()._store_result(task_id, result, state, traceback, request, **kwargs)
+            self._replace_unless_final(task_id, result, state, traceback, request)
         except ResponseError as refusal:
             if is_full(refusal) and state in states.EXCEPTION_STATES:
                 raise ServerFullError(str(refusal)) from refusal
             raise
+        except BackendStoreError as refusal:
+            raise BackendStoreError(str(refusal), state=state, task_id=task_id) from refusal
+        return result
+
+    def _replace_unless_final(
+        self, task_id: str, result: object, state: str, traceback: str | None, request: object
+    ) -> None:
+        """Store as celery/backends/base.py does, but decide anew when the result has changed meanwhile."""
+        meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
+        meta["task_id"] = bytes_to_str(task_id)  # type: ignore[no-untyped-call] # kombu has no types
+        key = self.get_key_for_task(task_id)
+        stored: bytes | str | None = self.get(key)
+        if self._is_final(stored):
+            return
+        value = self.encode(meta)
+        if isinstance(value, str) and len(value) > self._MAX_STR_VALUE_SIZE:
+            raise BackendStoreError("value too large for Redis backend")
+        expires = self.failure_expires if state == states.FAILURE else self.expires
+        for _ in range(_ROUNDS):
+            stored = self.ensure(self._replace, (key, value, expires, stored))
+            if stored is None or self._is_final(stored):
+                return
+        self._set_with_state(key, value, state)
+
+    def _is_final(self, stored: bytes | str | None) -> bool:
+        return bool(stored) and self.decode(stored)["status"] == states.SUCCESS
+
+    @cached_property
+    def _replace_script(self) -> Script:
+        return self.client.register_script(_REPLACE)  # type: ignore[no-any-return] # Celery has no types
+
+    def _replace(
+        self, key: bytes, value: bytes | str, expires: int | None, read: bytes | str | None
+    ) -> bytes | str | None:
+        """Write and publish in one round trip, or give what is stored instead of `read`."""
+        arguments = [value, expires or 0] if read is None else [value, expires or 0, read]
+        stored: bytes | str | None = self._replace_script([key], arguments, client=self.client)
         return stored
 
     def exception_safe_to_retry(self, exc: BaseException) -> bool:

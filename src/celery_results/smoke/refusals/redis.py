@@ -29,7 +29,8 @@ _CHORD_SUFFIXES = (".j", ".t", ".s", ".d", ".c")
 
 HINTS = (
     Hint(
-        r"NOPERM|no permissions",
+        # The last is what Redis 7.0 says where a script, such as each store of a result, lacks a right.
+        r"NOPERM|no permissions|user executing the script can't",
         "the server's ACL denies this login a command, key or channel that Celery needs: compare users.acl "
         "on the server (ACL LOG names what was denied) with the role redis, and run site.yml again",
     ),
