@@ -72,9 +72,9 @@ def failing(*arguments: Any) -> None:  # also what a chord gives it
 @app.task(name="soak.retrying", bind=True, max_retries=5)
 def retrying(self: Any, token: str, times: int) -> list[Any]:  # Celery has no types
     if self.request.retries < times:
-        # Celery sends the next attempt before it stores RETRY, and its Redis class looks before writing, but
-        # not in one step: with 0.2 s on a busy machine, RETRY once replaced the next attempt's SUCCESS.
-        raise self.retry(exc=KeyError(token), countdown=3)
+        # Celery sends the next attempt before it stores RETRY: on a busy machine that attempt may store its
+        # SUCCESS first, which the backend must keep.
+        raise self.retry(exc=KeyError(token), countdown=0.2)
     return [token, times]
 
 
