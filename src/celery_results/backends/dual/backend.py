@@ -100,30 +100,42 @@ class DualBackend(WaitingBackend):
         """Delete a result on both sides, in every stage: the other one would answer otherwise.
 
         Who forgets a result as soon as it is there may come between the worker's two writes: then this waits
-        for the second one, at most half of `mirror_seconds`, and leaves the rest to the repair.
+        for the second one, at most half of `mirror_seconds`, and leaves the rest to the repair. While workers
+        are restarted into another stage, some write the mirror first.
         """
         self._cache.pop(task_id, None)
-        early = self._is_recent(task_id) and not self._reaches_mirror(task_id)
+        late = self._late_side(task_id)
         self.primary.forget(task_id)
         entry = now_entry(FORGET, task_id, self.mirror.name)
-        if self.mirror.write(entry, lambda mirror: mirror.forget(task_id)) and early:
-            self.mirror.owe(entry)
+        forgotten = self.mirror.write(entry, lambda mirror: mirror.forget(task_id))
+        if late and (forgotten or late != self.mirror.name):
+            self.mirror.owe(now_entry(FORGET, task_id, late))
 
-    def _is_recent(self, task_id: str) -> bool:
-        """Say whether a worker may not have written the mirror yet."""
+    def _late_side(self, task_id: str) -> str:
+        """Name the side that a worker may be about to write still, after it was waited for; mostly none."""
         if not self.stage.mirror_results:
-            return False
-        with contextlib.suppress(Exception):  # what cannot be read can be forgotten all the same
-            done = moment_of(self.primary._get_task_meta_for(task_id).get("date_done"))  # noqa: SLF001
-            if done is not None:
-                return abs((dt.datetime.now(dt.UTC) - done).total_seconds()) < RECENT_SECONDS
-        return False
+            return ""
 
-    def _reaches_mirror(self, task_id: str) -> bool:
+        def on_primary() -> dict[str, Any] | None:
+            with contextlib.suppress(Exception):  # what cannot be read can be forgotten all the same
+                return self.primary._get_task_meta_for(task_id)  # type: ignore[no-any-return] # noqa: SLF001
+            return None
+
+        def on_mirror() -> dict[str, Any] | None:
+            return self.mirror.read(lambda mirror: mirror._get_task_meta_for(task_id))  # noqa: SLF001
+
+        if _is_recent(on_primary()):
+            return "" if self._arrives(on_mirror) else self.mirror.name
+        if self.read_fallback and _is_recent(on_mirror()):
+            return "" if self._arrives(on_primary) else self.stage.primary
+        return ""
+
+    def _arrives(self, read: Callable[[], dict[str, Any] | None]) -> bool:
+        """Wait until a side has a final state; one that cannot be read has not."""
         end = time.monotonic() + self.mirror.seconds / 2
         wait = PollingWait()
         while True:
-            meta = self.mirror.read(lambda mirror: mirror._get_task_meta_for(task_id))  # noqa: SLF001
+            meta = read()
             if meta is None or meta["status"] in states.READY_STATES:
                 return meta is not None
             left = end - time.monotonic()
@@ -250,6 +262,14 @@ class DualBackend(WaitingBackend):
         return " -> ".join(
             place_of(self.app, self.options.sides[side]) for side in (self.stage.primary, self.stage.mirror)
         )
+
+
+def _is_recent(meta: dict[str, Any] | None) -> bool:
+    """Say whether a task ended just now, so that its worker may have written one side only."""
+    done = None
+    with contextlib.suppress(Exception):
+        done = moment_of(meta.get("date_done")) if meta else None
+    return done is not None and abs((dt.datetime.now(dt.UTC) - done).total_seconds()) < RECENT_SECONDS
 
 
 def _further(meta: dict[str, Any], other: dict[str, Any] | None) -> dict[str, Any]:
