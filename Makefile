@@ -8,6 +8,8 @@ MAKEFLAGS += --no-print-directory --no-builtin-rules
 inventory ?= inventory/local.yml
 JOBS ?= $(shell nproc)
 export JOBS
+# Tests of servers wait for a third of their time: for deadlines, restarts, results that expire.
+at_once = $(shell echo $$((($(JOBS) * 3 + 1) / 2)))
 export PATH := $(CURDIR)/.venv/bin:$(CURDIR)/.uv/bin:$(PATH)
 # Half of the start of every Ansible command is compiling it, unless Python may keep the bytecode.
 unexport PYTHONDONTWRITEBYTECODE
@@ -26,7 +28,10 @@ help: ## Show this list
 deploy: .venv/.controller ## Provision, configure and prove: make deploy backend=redis [inventory=...]
 	@ansible-playbook -i $(inventory) site.yml $(if $(backend),-e backend=$(backend)) $(if $(broker),-e broker=$(broker))
 
-test: lint unit integration molecule ## Everything that CI runs
+test: deps ## Everything that CI runs
+	@$(MAKE) --jobs=3 --output-sync=target lint unit images
+	$(MAKE) integration
+	$(MAKE) molecule
 
 deps: .venv/.dev ## Build .venv with the locked tools
 
@@ -58,7 +63,7 @@ unit: deps ## Tests that need no server and no host
 
 integration: deps ## Tests of the Python package against real servers on loopback
 	@tools/test-servers
-	pytest tests/integration --numprocesses=$(JOBS) --dist=loadfile
+	pytest tests/integration --numprocesses=$(at_once) --dist=loadfile --no-loadscope-reorder
 
 engine: ## A Docker engine: started here where none answers
 	@tools/docker-engine

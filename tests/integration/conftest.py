@@ -8,10 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.integration.copy_case import Stores
+from tests.integration.postgresql_lab import DeployedPostgres
 from tests.integration.redis_lab import RedisLab
+from tests.integration.soak_case import REDIS_RIGHTS, Walk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+# Those that take longest; each begins before all others, beside which the last one would run alone.
+LONGEST = ("test_soak.py", "test_soak_builds.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have the longest files begin first."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture
@@ -38,3 +48,29 @@ def stores(tmp_path_factory) -> Iterator[Stores]:
     """Give servers of every sort, each started when first asked for, for one module's tests."""
     with Stores(tmp_path_factory.mktemp("stores")) as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def soak_postgres() -> Iterator[DeployedPostgres]:
+    """Give a PostgreSQL as it is deployed, the target of a module's walks."""
+    with DeployedPostgres() as server:
+        server.deploy()
+        yield server
+
+
+@pytest.fixture
+def walk(tmp_path, start_redis, soak_postgres) -> Iterator[Callable[[str], Walk]]:
+    """Begin with two workers and the load on Redis alone."""
+    walks: list[Walk] = []
+
+    def begin(broken: str = "") -> Walk:
+        soak_postgres.inside("TRUNCATE celery_taskmeta, celery_tasksetmeta")
+        made = Walk(tmp_path / "walk", start_redis(acl=REDIS_RIGHTS), soak_postgres, broken)
+        walks.append(made)
+        made.roll_workers("old")
+        made.roll_clients("old")
+        return made
+
+    yield begin
+    for made in walks:
+        made.end()

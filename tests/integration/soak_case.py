@@ -38,8 +38,7 @@ from celery_results.backends.dual.mirror import Mirror
 
 def drop():
     write = Mirror.write
-    Mirror.begin = lambda self, work, primary: None
-    Mirror.write = lambda self, entry, work, begun=None: entry.operation == "task" or write(self, entry, work)
+    Mirror.write = lambda self, entry, work: entry.operation == "task" or write(self, entry, work)
 
 def shift():
     now = payload.utc_now
