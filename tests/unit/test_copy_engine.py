@@ -245,6 +245,8 @@ def test_who_wants_the_end_does_not_wait_for_a_store():
 class Table:
     """One table; a row called bad is refused, and others may write before each insert."""
 
+    packer = None
+
     def __init__(self, there=(), before=()):
         self.rows = dict.fromkeys(there, "theirs")
         self.before = list(before)

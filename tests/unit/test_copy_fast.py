@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import io
 import json
 import random
@@ -14,13 +15,23 @@ import pytest
 from psycopg.adapt import PyFormat, Transformer
 
 from celery_results.migration import document as documents
+from celery_results.migration.convert import Converter
 from celery_results.migration.document import MalformedError, Reader
 from celery_results.migration.lossy import Lossy
 from celery_results.stores import copy_rows
 from celery_results.stores.copy_rows import EPOCH, Packer
-from celery_results.stores.record import TASK_COLUMNS, Row
+from celery_results.stores.record import (
+    TASK_COLUMNS,
+    Document,
+    PackedRow,
+    Row,
+    Shape,
+    microseconds,
+    now_ms,
+)
 
 ID = b"0123-id"
+ROWS, DOCUMENTS = Shape("rows"), Shape("documents")
 DONE = "2026-01-31T23:59:59.123456+00:00"
 NAMES = (
     *("status", "result", "traceback", "children", "date_done", "group_id", "parent_id"),
@@ -165,10 +176,16 @@ def test_a_value_that_looks_like_the_rest_of_a_document_is_a_value(place, result
     text = json.dumps(
         {"status": "SUCCESS", "result": 1, **HEAD, **CALL, "task_id": ID.decode(), place: result}
     )
-    row = dict(zip(TASK_COLUMNS, as_seen_before(text.encode()), strict=True))
+    found = as_seen_before(text.encode())
+    row = dict(zip(TASK_COLUMNS, found, strict=True))
     assert json.loads(row[place]) == result
     assert json.loads(row["args"]) == (result if place == "args" else [1])
     assert row["worker"] == b"w"
+    usual = {"status": "SUCCESS", "result": 1, **HEAD, **CALL, "task_id": ID.decode()}
+    packer = Packer("results")
+    records = [Document(ID, value.encode(), None) for value in (json.dumps(usual), json.dumps(usual), text)]
+    packed, failures = Converter(DOCUMENTS, ROWS, packer).convert("results", records)
+    assert (packed[2], failures) == (packer.row(found), [])
 
 
 @pytest.mark.parametrize("end", [b"xx", b'"]', b"}}", b' "'])
@@ -199,6 +216,61 @@ def test_a_document_that_is_cut_off_is_none(cut):
     reader.task_row(ID, text, Lossy())
     with pytest.raises(MalformedError):
         reader.task_row(ID, text[:-cut], Lossy())
+
+
+# Packed at once: one loop makes of documents what the reader and then the packer make.
+
+
+def both_ways(records: list[Document]) -> tuple[tuple[list[PackedRow], list[str], Lossy], ...]:
+    packer = Packer("results")
+    long, short = Converter(DOCUMENTS, ROWS), Converter(DOCUMENTS, ROWS, packer)
+    rows, failures = long.convert("results", records)
+    packed, failed = short.convert("results", records)
+    return (
+        ([packer.row(row) for row in rows], [failure.id for failure in failures], long.take_lossy()),
+        (packed, [failure.id for failure in failed], short.take_lossy()),
+    )
+
+
+def test_documents_are_packed_at_once_as_one_after_the_other():
+    made, chance, now = Made(11), random.Random(12), now_ms()
+    done = microseconds(dt.datetime.fromisoformat(DONE)) // 1000
+    records = [
+        Document(
+            b"%d-id" % number,
+            json.dumps({**made.meta(), "task_id": f"{number}-id"}).encode(),
+            chance.choice([None, now, done + 86_400_000, done + 86_390_000]),
+        )
+        for number in range(10_000)
+    ]
+    records[5] = records[5]._replace(value=b'\0 "result"')
+    expected, found = both_ways(records)
+    assert found == expected
+    lossy = found[2]
+    assert min(lossy[name] for name in ("never_expires", "expiry", "group_id", "name", "field:extra")) > 0
+    assert found[1]
+
+
+@pytest.mark.parametrize("extended", [False, True])
+def test_what_celery_writes_is_packed_at_once(monkeypatch, extended):
+    whole = {"status": "SUCCESS", "result": "x" * 70_000, **HEAD, **(CALL if extended else {})}
+    text = json.dumps({**whole, "task_id": ID.decode()}).encode()
+    records = [Document(ID, text, now_ms()), Document(ID, text.replace(b"[1]", b"null"), None)]
+    converter = Converter(DOCUMENTS, ROWS, Packer("results"))
+    first = converter.convert("results", records)
+    assert first[0] == both_ways(records)[0][0]
+    monkeypatch.delattr(Reader, "task_row")
+    assert converter.convert("results", records) == first
+
+
+@pytest.mark.parametrize("cut", range(1, 120))
+def test_a_document_that_is_cut_off_fails_and_no_other(cut):
+    whole = json.dumps({"status": "SUCCESS", "result": 1, **HEAD, **CALL, "task_id": ID.decode()}).encode()
+    for end in (b"", b'"}', b"}"):
+        records = [Document(ID, whole, None), Document(b"cut", whole[:-cut] + end, None)]
+        expected, found = both_ways(records)
+        assert found == expected
+        assert found[0][0][0] == ID
 
 
 # Rows for COPY
@@ -242,8 +314,10 @@ def test_rows_are_packed_as_psycopg_packs_them(monkeypatch, width):
     date = TASK_COLUMNS.index("date_done")
     ids = None if width is None else list(range(7, 507))
     packer = Packer("results")
-    found = packer.packed(rows[:100], ids and ids[:100], wide=width == "int8")
-    found += packer.packed(rows[100:], ids and ids[100:], wide=width == "int8")
+    found = packer.stream(rows[:100], ids and ids[:100], wide=width == "int8")
+    # Packed before and now, mixed.
+    mixed = [packer.row(row) if number % 2 else row for number, row in enumerate(rows[100:])]
+    found += packer.stream(mixed, ids and ids[100:], wide=width == "int8")
     if width is not None and ids is not None:
         rows = [(number, *row) for number, row in zip(ids, rows, strict=True)]
         types, date = [width, *types], date + 1
@@ -252,7 +326,7 @@ def test_rows_are_packed_as_psycopg_packs_them(monkeypatch, width):
 
 def test_groups_are_packed_as_psycopg_packs_them():
     rows: list[Row] = [(b"g", b"[]", 1_700_000_000_000_000), (b"h", None, None), (b"", b"x" * 70_000, 0)]
-    found = Packer("groups").packed(rows)
+    found = Packer("groups").stream(rows)
     assert found == as_psycopg_packs(rows, ["bytea", "bytea", "int8"], 2)
 
 
@@ -260,4 +334,4 @@ def test_a_number_beyond_its_column_is_told():
     row = list(a_row(random.Random(1), 1))
     row[TASK_COLUMNS.index("retries")] = 2**31
     with pytest.raises(struct.error):
-        Packer("results").packed([tuple(row)])
+        Packer("results").stream([tuple(row)])

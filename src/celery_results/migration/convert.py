@@ -8,6 +8,7 @@ from celery.backends.base import decompress_payload
 from kombu.serialization import dumps, loads, registry
 
 from celery_results.migration import document
+from celery_results.migration.cut import Cutter
 from celery_results.migration.document import MalformedError
 from celery_results.migration.lossy import Lossy
 from celery_results.stores.record import (
@@ -27,6 +28,9 @@ from celery_results.stores.record import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from celery_results.stores.copy_rows import Packer
+    from celery_results.stores.record import PackedRow
 
 # Between a task's end and the write of its result: no other expiry is meant by a difference below it.
 _TOLERANCE: Final = 5_000_000
@@ -64,8 +68,11 @@ class Serializer:
 class Converter:
     """Turns what a source gives into what its target takes; counts what is lost on the way."""
 
-    def __init__(self, source: Shape, target: Shape) -> None:
-        """Choose the way; raises KeyError for a serializer that is not registered."""
+    def __init__(self, source: Shape, target: Shape, packer: Packer | None = None) -> None:
+        """Choose the way; raises KeyError for a serializer that is not registered.
+
+        With the packer of a target that takes packed rows, results in JSON may become such.
+        """
         self.source = source
         self.target = target
         self.lossy = Lossy()  # of what was converted since it was last taken
@@ -91,6 +98,9 @@ class Converter:
         self._same = same
         self._life = int((target.expires or 0) * 1_000_000)
         self._apart, self._together = document.Reader(), document.Writer()
+        self._packer = None if self._cut else packer
+        if packer is not None:
+            self._cutter = Cutter(self._apart, packer)
 
     def convert(self, kind: Kind, records: list[Any]) -> tuple[list[Any], list[Failure]]:
         """Give the records for the target, and those that cannot be."""
@@ -115,23 +125,40 @@ class Converter:
 
     # ---- documents to rows
 
-    def _rows_of_tasks(self, records: list[Document]) -> tuple[list[Row], list[Failure]]:
-        """Do the most frequent work in one loop."""
-        rows: list[Row] = []
+    def _rows_of_tasks(self, records: list[Document]) -> tuple[list[Any], list[Failure]]:
+        """Do the most frequent work in one loop, packed where the target takes packed rows."""
+        rows: list[Any] = []
         failures: list[Failure] = []
-        task_row, lossy = self._apart.task_row, self.lossy
+        if self._packer is not None:
+            pack = self._packer.row
+
+            def packed(record: Document) -> PackedRow | None:
+                row = self._row_of_json(record, failures)
+                return None if row is None else pack(row)
+
+            rows, never, odd = self._cutter.rows(records, self._life, _TOLERANCE, packed)
+            if self.target.expires is not None:
+                self.lossy["never_expires"] += never
+            self.lossy["expiry"] += odd
+            return rows, failures
         for record in records:
-            identifier, value, deadline = record
-            try:
-                row = task_row(identifier, _plain(value) if value[:1] == _COMPRESSED else value, lossy)
-            except MalformedError as error:
-                failures.append(Failure("results", text(identifier), str(error)))
-                continue
-            rows.append(row)
-            date = row[TASK_DATE]
-            if deadline is None or date is None or abs(deadline * 1000 - date - self._life) > _TOLERANCE:
-                self._count_expiry(deadline, date)
+            row = self._row_of_json(record, failures)
+            if row is not None:
+                rows.append(row)
         return self._cut_times(rows), failures
+
+    def _row_of_json(self, record: Document, failures: list[Failure]) -> Row | None:
+        identifier, value, deadline = record
+        try:
+            plain = _plain(value) if value[:1] == _COMPRESSED else value
+            row = self._apart.task_row(identifier, plain, self.lossy)
+        except MalformedError as error:
+            failures.append(Failure("results", text(identifier), str(error)))
+            return None
+        date = row[TASK_DATE]
+        if deadline is None or date is None or abs(deadline * 1000 - date - self._life) > _TOLERANCE:
+            self._count_expiry(deadline, date)
+        return row
 
     def _row_of_task(self, record: Document) -> Row:
         row = self._row_of_decoded(record.id, _plain(record.value))

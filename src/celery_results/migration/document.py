@@ -24,23 +24,23 @@ if TYPE_CHECKING:
 # matched to the end of the document, so these are its own too, and one "kwargs" between them divides the
 # rest. Keys of these names within a result or an argument fail that; such a document is taken apart by JSON.
 _HEAD: Final = re.compile(rb'\{"status": "([A-Z]+)", "result": ').match
-_SUCCESS: Final = b'{"status": "SUCCESS", "result": '
-_TRACEBACK: Final = b'"traceback": '
-_MIDDLE: Final = b', "traceback": null, "children": [], "date_done": "'
-_RESULT: Final = len(_SUCCESS)
-_DONE: Final = len(_MIDDLE)
+SUCCESS: Final = b'{"status": "SUCCESS", "result": '
+TRACEBACK: Final = b'"traceback": '
+MIDDLE: Final = b', "traceback": null, "children": [], "date_done": "'
+_RESULT: Final = len(SUCCESS)
+_DONE: Final = len(MIDDLE)
 _MINUTE: Final = len("2026-11-20T20:18:")
 _POINT: Final = _MINUTE + len("07")
 _TIME: Final = _POINT + len(".123456")
 _MINUTES: Final = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:").fullmatch
-_ARGS: Final = b', "args": '
-_KWARGS: Final = b', "kwargs": '
-_WORKER: Final = b', "worker": '
-_INSIDE: Final = len(_ARGS)
-_WITHIN: Final = len(_KWARGS)
-_END: Final = b'"}'
-_BARE: Final = b'+00:00", "task_id": "'
-_REST: Final = len(_BARE)
+ARGS: Final = b', "args": '
+KWARGS: Final = b', "kwargs": '
+WORKER: Final = b', "worker": '
+_INSIDE: Final = len(ARGS)
+_WITHIN: Final = len(KWARGS)
+END: Final = b'"}'
+BARE: Final = b'+00:00", "task_id": "'
+_REST: Final = len(BARE)
 _SHORT: Final = rb'(?:"([ !#-\[\]-~]{0,155})"|null)'  # what goes into its column as it is
 _NAME: Final = re.compile(rb'\+00:00", "name": ' + _SHORT).fullmatch
 _TAIL: Final = re.compile(
@@ -70,22 +70,22 @@ class Reader:
 
     def __init__(self) -> None:
         """Remember nothing yet."""
-        self._minutes: dict[bytes, int] = {}
-        self._names: dict[bytes, bytes | None] = {}
-        self._tails: dict[bytes, tuple[bytes | None, int | None, bytes | None]] = {}
+        self.minutes: dict[bytes, int] = {}
+        self.names: dict[bytes, bytes | None] = {}
+        self.tails: dict[bytes, tuple[bytes | None, int | None, bytes | None]] = {}
 
     def task_row(  # noqa: PLR0911 - one for each doubt
         self, identifier: bytes, document: bytes, lossy: Lossy
     ) -> Row:
         """Give the columns of a document; raises MalformedError."""
-        place = document.find(_TRACEBACK)
+        place = document.find(TRACEBACK)
         if (
-            not document.startswith(_MIDDLE, place - 2)
-            or document.find(_TRACEBACK, place + 1) > 0
-            or document[-2:] != _END
+            not document.startswith(MIDDLE, place - 2)
+            or document.find(TRACEBACK, place + 1) > 0
+            or document[-2:] != END
         ):
             return _task_row_of_any(identifier, document, lossy)
-        if document.startswith(_SUCCESS):
+        if document.startswith(SUCCESS):
             status, result = b"SUCCESS", document[_RESULT : place - 2]
         elif head := _HEAD(document):
             status, result = head[1], document[head.end() : place - 2]
@@ -95,23 +95,23 @@ class Reader:
         point = start + _POINT
         rest = start + _TIME
         last = len(document) - len(identifier) - 2
-        args = document.find(_ARGS, rest)
-        worker = document.rfind(_WORKER)
+        args = document.find(ARGS, rest)
+        worker = document.rfind(WORKER)
         minute = document[start : start + _MINUTE]
         digits = document[point - 2 : point] + document[point + 1 : rest]
         if not digits.isdigit() or document[point : point + 1] != b".":
             return _task_row_of_any(identifier, document, lossy)
         try:
-            date = self._minutes[minute] + int(digits)
-            if last - rest == _REST and document.startswith(_BARE, rest):
+            date = self.minutes[minute] + int(digits)
+            if last - rest == _REST and document.startswith(BARE, rest):
                 return (identifier, status, result, date, *_NOTHING)
-            name = self._names[document[rest:args]]
-            by, retries, queue = self._tails[document[worker:last]]
+            name = self.names[document[rest:args]]
+            by, retries, queue = self.tails[document[worker:last]]
         except KeyError:
             self._remember(minute, document[rest:args], document[worker:last])
             return _task_row_of_any(identifier, document, lossy)
-        kwargs = document.find(_KWARGS, args)
-        if kwargs < 0 or document.find(_KWARGS, kwargs + 1) > 0:
+        kwargs = document.find(KWARGS, args)
+        if kwargs < 0 or document.find(KWARGS, kwargs + 1) > 0:
             return _task_row_of_any(identifier, document, lossy)
         positional, named = document[args + _INSIDE : kwargs], document[kwargs + _WITHIN : worker]
         return (
@@ -132,16 +132,16 @@ class Reader:
 
     def _remember(self, minute: bytes, name: bytes, tail: bytes) -> None:
         """Keep what is read without a doubt."""
-        for kept in (self._minutes, self._names, self._tails):
+        for kept in (self.minutes, self.names, self.tails):
             if len(kept) > _MOST_CACHED:
                 kept.clear()
         if _MINUTES(minute):
             with contextlib.suppress(MalformedError):
-                self._minutes[minute] = _date(minute.decode() + "00+00:00")
+                self.minutes[minute] = _date(minute.decode() + "00+00:00")
         if found := _NAME(name):
-            self._names[name] = found[1]
+            self.names[name] = found[1]
         if found := _TAIL(tail):
-            self._tails[tail] = found[1], None if found[2] is None else int(found[2]), found[3]
+            self.tails[tail] = found[1], None if found[2] is None else int(found[2]), found[3]
 
 
 def _task_row_of_any(identifier: bytes, document: bytes, lossy: Lossy) -> Row:

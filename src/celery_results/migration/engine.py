@@ -45,7 +45,8 @@ class Options:
 class _Prepared:
     """A batch as the target takes it."""
 
-    batch: Batch
+    batch: Batch  # without its records
+    read: dict[Kind, int]
     records: dict[Kind, Sequence[object]]
     failures: list[Failure]
     lossy: Lossy
@@ -75,7 +76,7 @@ class Copy:
         self._target: Target = target.target()
         self._to_source = Patience(self._source, source.place, self._options.patience, stop)
         self._to_target = Patience(self._target, target.place, self._options.patience, stop)
-        self._converter = Converter(source.shape, target.shape)
+        self._converter = Converter(source.shape, target.shape, self._target.packer)
         self._checkpoint = checkpoint
         self._pace = pace or Pace()
         self._on_progress = on_progress
@@ -119,7 +120,7 @@ class Copy:
             for prepared in ahead:
                 self._store(prepared)
                 self._on_progress(self.progress)
-                self._pace.after(len(prepared.batch.results) + len(prepared.batch.groups), self._stop)
+                self._pace.after(sum(prepared.read.values()), self._stop)
                 if self._stop():
                     return
                 self._pace.begin()
@@ -153,11 +154,15 @@ class Copy:
 
     def _prepare(self, batch: Batch) -> _Prepared:
         records: dict[Kind, Sequence[object]] = {}
+        read: dict[Kind, int] = {}
         failures = list(batch.failures)
         for kind in KINDS:
+            read[kind] = len(batch.of(kind))
             records[kind], failed = self._converter.convert(kind, batch.of(kind))
             failures += failed
-        return _Prepared(batch, records, failures, self._converter.take_lossy())
+        # Converted, they are held for as long as the batch waits; in their first form no longer.
+        batch.results, batch.groups = [], []
+        return _Prepared(batch, read, records, failures, self._converter.take_lossy())
 
     def _store(self, prepared: _Prepared) -> None:
         """Write a batch, and only then count it and note its position."""
@@ -167,7 +172,7 @@ class Copy:
             tally = progress.tallies[kind]
             gone = batch.expired.get(kind, 0)
             unnamed = sum(failure.kind == kind for failure in batch.failures)
-            tally.read += len(batch.of(kind)) + gone + unnamed
+            tally.read += prepared.read[kind] + gone + unnamed
             tally.expired += gone
             if prepared.records[kind]:
                 work = partial(self._target.write, kind, prepared.records[kind])

@@ -2,10 +2,13 @@
 
 Text and payloads go as they are, behind their length; NULL is the length -1. What few distinct texts and
 numbers look like is remembered, so that most of a row is put together from bytes that are there.
+
+A packed row is a pair: the id, and the row's fields without their number, which depends on who gives ids.
 """
 
 from __future__ import annotations
 
+from itertools import chain
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
@@ -14,7 +17,7 @@ from celery_results.stores.tables import COLUMNS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from celery_results.stores.record import Kind, Row
+    from celery_results.stores.record import Kind, PackedRow, Row
 
 HEADER: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 TRAILER: Final = b"\xff\xff"
@@ -24,7 +27,8 @@ _SIZE: Final = Struct(">i").pack
 _INT4: Final = Struct(">ii").pack
 _INT8: Final = Struct(">iq").pack
 _COUNT: Final = Struct(">h").pack
-_NULL: Final = _SIZE(-1)
+NULL: Final = _SIZE(-1)
+_PACKED: Final = 2  # parts of a packed row; a row has three or thirteen
 _MOST_CACHED: Final = 10_000
 
 
@@ -34,7 +38,7 @@ class _Texts(dict[bytes | None, bytes]):
     def __missing__(self, text: bytes | None) -> bytes:
         if len(self) > _MOST_CACHED:
             self.clear()
-        packed = self[text] = _field(text)
+        packed = self[text] = field(text)
         return packed
 
 
@@ -44,58 +48,64 @@ class _Numbers(dict[int | None, bytes]):
     def __missing__(self, number: int | None) -> bytes:
         if len(self) > _MOST_CACHED:
             self.clear()
-        packed = self[number] = _NULL if number is None else _INT4(4, number)
+        packed = self[number] = NULL if number is None else _INT4(4, number)
         return packed
 
 
 class Packer:
-    """Packs rows of one kind, with ids of eight or four bytes, or without any."""
+    """Packs rows of one kind; `texts` and `numbers` are the packed forms of what there is little of."""
 
     def __init__(self, kind: Kind) -> None:
         """Remember nothing yet."""
         self._kind = kind
-        self._texts = _Texts()
-        self._numbers = _Numbers()
+        self.texts = _Texts()
+        self.numbers = _Numbers()
 
-    def packed(self, rows: Sequence[Row], ids: Sequence[int] | None = None, *, wide: bool = False) -> bytes:
-        """Give the rows, without header and trailer; raises struct.error for a number beyond its column."""
-        start = _COUNT(len(COLUMNS[self._kind]) + (ids is not None))
-        starts = None if ids is None else [start + (_INT8(8, i) if wide else _INT4(4, i)) for i in ids]
-        parts: list[bytes] = []
+    def row(self, row: Row) -> PackedRow:
+        """Pack one row; raises struct.error for a number beyond its column."""
         if self._kind == "groups":
-            for place, (identifier, result, date) in enumerate(rows):
-                parts += (starts[place] if starts else start, _field(identifier), _field(result), _date(date))
-            return b"".join(parts)
-        texts, numbers = self._texts, self._numbers
-        for place, row in enumerate(rows):
-            identifier, status, result, date, trace, children, *call = row
-            name, args, kwargs, worker, retries, queue, stamps = call
-            parts += (
-                starts[place] if starts else start,
-                _SIZE(len(identifier)),
-                identifier,
+            identifier, result, date = row
+            return identifier, field(identifier) + field(result) + _date(date)
+        identifier, status, result, date, trace, children, *call = row
+        name, args, kwargs, worker, retries, queue, stamps = call
+        texts = self.texts
+        return identifier, b"".join(
+            (
+                field(identifier),
                 texts[status],
-                _NULL if result is None else _SIZE(len(result)),
-                result or b"",
-                _NULL if date is None else _INT8(8, date - EPOCH),
-                _NULL if trace is None else _field(trace),
-                _NULL if children is None else _field(children),
+                field(result),
+                _date(date),
+                field(trace),
+                field(children),
                 texts[name],
-                _NULL if args is None else _SIZE(len(args)),
-                args or b"",
-                _NULL if kwargs is None else _SIZE(len(kwargs)),
-                kwargs or b"",
+                field(args),
+                field(kwargs),
                 texts[worker],
-                numbers[retries],
+                self.numbers[retries],
                 texts[queue],
-                _NULL if stamps is None else _field(stamps),
+                field(stamps),
             )
-        return b"".join(parts)
+        )
+
+    def stream(
+        self, rows: Sequence[Row | PackedRow], ids: Sequence[int] | None = None, *, wide: bool = False
+    ) -> bytes:
+        """Give rows, packed or not, as COPY takes them, with ids of eight or four bytes or without any.
+
+        Without header and trailer; raises struct.error for a number beyond its column.
+        """
+        packed = [row[1] if len(row) == _PACKED else self.row(row)[1] for row in rows]
+        start = _COUNT(len(COLUMNS[self._kind]) + (ids is not None))
+        if ids is None:
+            return b"".join((start, start.join(packed))) if packed else b""
+        starts = (start + (_INT8(8, i) if wide else _INT4(4, i)) for i in ids)
+        return b"".join(chain.from_iterable(zip(starts, packed, strict=True)))
 
 
-def _field(value: bytes | None) -> bytes:
-    return _NULL if value is None else _SIZE(len(value)) + value
+def field(value: bytes | None) -> bytes:
+    """Pack text or a payload."""
+    return NULL if value is None else _SIZE(len(value)) + value
 
 
 def _date(date: int | None) -> bytes:
-    return _NULL if date is None else _INT8(8, date - EPOCH)
+    return NULL if date is None else _INT8(8, date - EPOCH)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
     from celery_results.backends.database.storage import Storage
-    from celery_results.stores.record import Kind, Row
+    from celery_results.stores.record import Kind, PackedRow, Row
 
 # Text travels as bytea: the same bytes, and nothing is decoded on the way.
 _TYPES: Final = {"date_done": "int8", "retries": "int4"}
@@ -36,6 +36,7 @@ class PostgresTables(DatabaseTables):
         self._connection: psycopg.Connection[Any] | None = None
         self._numbered: dict[Kind, bool] = {}
         self._packers: dict[Kind, Packer] = {kind: Packer(kind) for kind in COLUMNS}
+        self.packer = self._packers["results"]
 
     def connect(self) -> None:
         """Open a connection and look at the tables."""
@@ -78,7 +79,7 @@ class PostgresTables(DatabaseTables):
         found = self._rows(f"SELECT {key} FROM {self._names[kind]} WHERE {key} = ANY(%s)", wanted)
         return {row[0].encode() for row in found}
 
-    def insert(self, kind: Kind, rows: Sequence[Row]) -> None:
+    def insert(self, kind: Kind, rows: Sequence[Row | PackedRow]) -> None:
         """Send one COPY; its end is the commit."""
         assert self._connection is not None
         self._require_columns(kind)
@@ -88,7 +89,7 @@ class PostgresTables(DatabaseTables):
         if ids is not None:
             names = ["id", *names]
         statement = f"COPY {self._names[kind]} ({', '.join(names)}) FROM STDIN (FORMAT BINARY)"
-        pack = self._packers[kind].packed
+        pack = self._packers[kind].stream
         try:
             with self._connection.cursor().copy(_sql(statement)) as copy:
                 copy.write(HEADER)

@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from celery_results.backends.database.errors import Fault
+    from celery_results.stores.copy_rows import Packer
 
 Form = Literal["rows", "documents"]
 Kind = Literal["results", "groups"]
 KINDS: Final[tuple[Kind, ...]] = ("results", "groups")
 Row = tuple[Any, ...]
+PackedRow = tuple[bytes, bytes]  # see copy_rows
 Position = dict[str, int]
 
 TASK_COLUMNS: Final = COLUMNS[1:]  # without the row's number
@@ -120,6 +122,8 @@ class Source(Store, Protocol):
 
 class Target(Store, Protocol):
     """A store that is filled; what was written may be gone under another identity."""
+
+    packer: Packer | None  # where `write` takes packed results too
 
     def write(self, kind: Kind, records: Sequence[Any]) -> Written:
         """Store what is absent, durably; what is there stays. Repeating it does no harm."""

@@ -8,6 +8,7 @@ source `+scan +evalsha_ro +evalsha +script|load +get +pttl`, target `+evalsha +s
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from redis.exceptions import (
@@ -28,9 +29,11 @@ from celery_results.backends.database.errors import Fault
 from celery_results.stores.record import NO_RESULT, Batch, Document, Form, Kind, Position, Written, now_ms
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from redis import Redis
+
+    from celery_results.stores.copy_rows import Packer
 
 _SCAN_COUNT: Final = 1000
 # How much one script reads or writes: the server does nothing else meanwhile.
@@ -64,6 +67,8 @@ _CURSOR_BITS: Final = 64
 _NO_TTL: Final = -1
 # What a document takes in memory beside its value.
 _DOCUMENT_BYTES: Final = 300
+# Without the call of a Python function that a named tuple's own constructor is.
+_DOCUMENT: Final[Callable[[tuple[bytes, bytes, int | None]], Document]] = partial(tuple.__new__, Document)
 
 
 class _Client:
@@ -95,11 +100,19 @@ class _Client:
         return match[1].decode() if match else ""
 
     def ask(self, *words: bytes) -> Any:  # noqa: ANN401 # bytes, int, None or a list of them
+        return self.ask_packed(pack(words))
+
+    def ask_packed(self, command: bytes) -> Any:  # noqa: ANN401 # as `ask`
         connection = self._connection
         if connection is None:
             raise ConnectionError("not connected")
-        connection.send_packed_command([pack(words)])
+        connection.send_packed_command([command])
         return connection.read_response(disable_decoding=True)
+
+    def run(self, command: bytes, script: bytes, keys: int, others: int, arguments: bytes) -> Any:  # noqa: ANN401 # as `ask`
+        """Call a script with keys and other arguments that are packed already."""
+        words = packed([command, self.load(script), b"%d" % keys])
+        return self.ask_packed(b"*%d\r\n%b%b" % (3 + keys + others, words, arguments))
 
     def load(self, script: bytes) -> bytes:
         """Give the digest of a script that the server knows."""
@@ -110,7 +123,16 @@ class _Client:
 
 def pack(words: Sequence[bytes]) -> bytes:
     """Write a command as it goes over the wire."""
-    parts = [b"*%d\r\n" % len(words)]
+    return b"*%d\r\n%b" % (len(words), packed(words))
+
+
+def packed(words: Sequence[bytes]) -> bytes:
+    """Write words of a command; those of one length, as keys mostly are, by one call that runs in C."""
+    lengths = set(map(len, words))
+    if len(lengths) == 1:
+        start = b"$%d\r\n" % lengths.pop()
+        return start + (b"\r\n" + start).join(words) + b"\r\n"
+    parts: list[bytes] = []
     for word in words:
         parts += (b"$%d\r\n" % len(word), word, b"\r\n")
     return b"".join(parts)
@@ -202,69 +224,75 @@ class RedisSource(_RedisStore):
 
     def _named(self, keys: Sequence[bytes]) -> dict[Kind, list[bytes]]:
         task, group = self._prefixes["results"], self._prefixes["groups"]
+        results = [key for key in keys if key.startswith(task)]
+        if len(results) == len(keys):
+            return {"results": results}
         return {
-            "results": [key for key in keys if key.startswith(task)],
+            "results": results,
             "groups": [key for key in keys if key.startswith(group) and not _CHORD.search(key)],
         }
 
     def _collect(self, kind: Kind, keys: Sequence[bytes], batch: Batch) -> int:
         """Read values into a batch until there is a script's worth; tell how many keys that took."""
         client = self._client
-        words = (b"%d" % len(keys), *keys, b"%d" % _SCRIPT_BYTES)
+        arguments = packed(keys) + packed([b"%d" % _SCRIPT_BYTES])
         try:
-            found = client.ask(self._read, client.load(_READ), *words)
+            found = client.run(self._read, _READ, len(keys), 1, arguments)
         except ResponseError as error:
             # Before Redis 7 there is no EVALSHA_RO.
             if self._read == b"EVALSHA" or "unknown command" not in str(error).lower():
                 raise
             self._read = b"EVALSHA"
-            found = client.ask(self._read, client.load(_READ), *words)
+            found = client.run(self._read, _READ, len(keys), 1, arguments)
         now = now_ms()
         start = len(self._prefixes[kind])
         values = found[::2]
-        documents = [
-            Document(key[start:], value, None if left == _NO_TTL else now + left)
-            for key, value, left in zip(keys, values, found[1::2], strict=False)
-            if value is not None
-        ]
-        batch.of(kind).extend(documents)
-        batch.size += sum(map(len, filter(None, values))) + _DOCUMENT_BYTES * len(documents)
-        if gone := len(values) - len(documents):
+        read = len(values)
+        ids = [key[start:] for key in keys[:read]]
+        deadlines = [None if left == _NO_TTL else now + left for left in found[1::2]]
+        documents: Iterable[Document] = map(_DOCUMENT, zip(ids, values, deadlines, strict=True))
+        if gone := values.count(None):
             batch.expired[kind] = batch.expired.get(kind, 0) + gone
-        return len(values)
+            documents = [document for document in documents if document.value is not None]
+            values = [document.value for document in documents]
+        batch.of(kind).extend(documents)
+        batch.size += sum(map(len, values)) + _DOCUMENT_BYTES * len(values)
+        return read
 
 
 class RedisTarget(_RedisStore):
     """A server that is filled by SET NX PX: what is there stays, the rest gets what remains of its life."""
 
+    packer: Packer | None = None
+
     def write(self, kind: Kind, records: Sequence[Document]) -> Written:
         """Store what is absent; what has expired meanwhile is not stored."""
         done = Written()
-        part: list[Document] = []
-        size = 0
-        for document in records:
-            if part and (len(part) >= _SCRIPT_KEYS or size + len(document.value) > _SCRIPT_BYTES):
-                self._store(kind, part, done)
-                part, size = [], 0
-            part.append(document)
-            size += len(document.value)
-        if part:
-            self._store(kind, part, done)
+        first = size = 0
+        for place, document in enumerate(records):
+            length = len(document[1])
+            if place > first and (place - first >= _SCRIPT_KEYS or size + length > _SCRIPT_BYTES):
+                self._store(kind, records[first:place], done)
+                first, size = place, 0
+            size += length
+        if records:
+            self._store(kind, records[first:], done)
         return done
 
     def _store(self, kind: Kind, documents: Sequence[Document], done: Written) -> None:
         now = now_ms()
         prefix = self._prefixes[kind]
-        alive = [document for document in documents if document.deadline is None or document.deadline > now]
+        alive = [document for document in documents if document[2] is None or document[2] > now]
         done.expired += len(documents) - len(alive)
         if not alive:
             return
-        words = [b"EVALSHA", self._client.load(_WRITE), b"%d" % len(alive)]
-        words += [prefix + document.id for document in alive]
-        for document in alive:
-            deadline = document.deadline
-            words += (document.value, b"" if deadline is None else b"%d" % (deadline - now))
-        stored = self._client.ask(*words).count(b"1")
+        keys = packed([prefix + identifier for identifier, _, _ in alive])
+        values: list[bytes] = []
+        for _, value, deadline in alive:
+            left = b"" if deadline is None else b"%d" % (deadline - now)
+            values += (b"$%d\r\n" % len(value), value, b"\r\n$%d\r\n%b\r\n" % (len(left), left))
+        arguments = keys + b"".join(values)
+        stored = self._client.run(b"EVALSHA", _WRITE, len(alive), 2 * len(alive), arguments).count(b"1")
         done.copied += stored
         done.present += len(alive) - stored
 

@@ -8,7 +8,7 @@ table and no right to make one, and writes nothing where everything is there.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from celery_results.stores.record import NO_RESULT, Batch, Failure, Form, Kind, Position, Written, text
 
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
     from celery_results.backends.database.errors import Fault
-    from celery_results.stores.record import Row
+    from celery_results.stores.copy_rows import Packer
+    from celery_results.stores.record import PackedRow, Row
 
 _ATTEMPTS: Final = 6
 # A row takes about this much beside its payloads, in memory and in a statement.
@@ -40,6 +41,8 @@ class RefusedRowsError(Exception):
 class Tables(Protocol):
     """Celery's two tables in one database, each call on one connection."""
 
+    packer: Packer | None  # where `insert` takes packed results too
+
     def connect(self) -> None:
         """Open a connection for long reads and durable writes; raises the driver's error."""
 
@@ -58,7 +61,7 @@ class Tables(Protocol):
     def present(self, kind: Kind, ids: Sequence[bytes]) -> Collection[bytes]:
         """Name those of which there is a row."""
 
-    def insert(self, kind: Kind, rows: Sequence[Row]) -> None:
+    def insert(self, kind: Kind, rows: Sequence[Any]) -> None:
         """Store rows in one transaction.
 
         Raises DuplicateError, RefusedRowsError, StoreError or the driver's error.
@@ -140,10 +143,11 @@ class SqlTarget(_SqlStore):
     def __init__(self, tables: Tables) -> None:
         """Connect to nothing yet."""
         super().__init__(tables)
+        self.packer = tables.packer
         # After a batch of which something was there, look before each insert until nothing is.
         self._look_first: dict[Kind, bool] = {"results": False, "groups": False}
 
-    def write(self, kind: Kind, records: Sequence[Row]) -> Written:
+    def write(self, kind: Kind, records: Sequence[Row | PackedRow]) -> Written:
         """Store what is absent; a row that the server refuses is told, the others are stored."""
         done = Written()
         if not self._look_first[kind]:
@@ -159,7 +163,7 @@ class SqlTarget(_SqlStore):
         self._look_first[kind] = done.present > 0
         return done
 
-    def _store(self, kind: Kind, rows: Sequence[Row], done: Written) -> None:
+    def _store(self, kind: Kind, rows: Sequence[Row | PackedRow], done: Written) -> None:
         """Look and insert; halve what the server refuses until the one row is found."""
         for _ in range(_ATTEMPTS):
             there = self._tables.present(kind, [row[0] for row in rows])

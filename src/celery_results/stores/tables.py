@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from celery_results.backends.database.errors import Fault
     from celery_results.backends.database.storage import Storage
+    from celery_results.stores.copy_rows import Packer
     from celery_results.stores.record import Kind
 
 COLUMNS: Final[dict[Kind, tuple[str, ...]]] = {"results": TASK_COLUMNS, "groups": GROUP_COLUMNS}
@@ -24,6 +25,8 @@ DATES: Final[dict[Kind, int]] = {"results": TASK_DATE, "groups": GROUP_DATE}
 
 class DatabaseTables:
     """Both tables of one database; who derives connects, fills `_columns` and gives `_rows`."""
+
+    packer: Packer | None = None
 
     def __init__(self, storage: Storage, mark: str = '"') -> None:
         """Connect to nothing yet; `mark` is what the database quotes names with."""
