@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from celery_results.migration.compose import Writer
 from celery_results.migration.convert import Converter
-from celery_results.migration.document import MalformedError, Reader, Writer, members
+from celery_results.migration.document import MalformedError, Reader, members
 from celery_results.migration.lossy import Lossy
 from celery_results.stores.record import TASK_COLUMNS, Document, Shape, microseconds, moment, now_ms
 
@@ -183,6 +184,69 @@ def test_a_payload_that_is_no_json_makes_no_document(payload, column):
     row = {**dict.fromkeys(TASK_COLUMNS), "task_id": b"t", "status": b"SUCCESS", column: payload}
     with pytest.raises(MalformedError, match=column):
         Writer().task_document(tuple(row.values()))
+    good = tuple({**row, "task_id": b"g", column: b"[1, 2]"}.values())
+    documents, failures = Converter(ROWS, DOCUMENTS).convert("results", [good, tuple(row.values()), good])
+    assert [json.loads(document.value)[column] for document in documents] == [[1, 2]] * 2
+    assert [failure.id for failure in failures] == ["t"]
+
+
+AS_USUAL = {"date_done": 1, "traceback": None, "children": None, "args": None, "kwargs": None, "stamps": None}
+
+# Each is no JSON, and all of them in an array would be.
+HALVES = (
+    [b"[1", b"2]"],
+    [b"[1", b"2], 3, 4"],
+    [b"[1", b'"x"', b"2], 3"],
+    [b"1, 2", b"[3", b"4]"],
+    [b'"a', b'b"'],
+    [b"1 ", b""],
+)
+
+
+@pytest.mark.parametrize("payloads", HALVES, ids=range(len(HALVES)))
+def test_payloads_that_are_json_only_together_are_none(payloads):
+    rows = [
+        tuple({**dict.fromkeys(TASK_COLUMNS, b"x"), "retries": 0, **AS_USUAL, "result": payload}.values())
+        for payload in payloads
+    ]
+    documents, failures = Converter(ROWS, DOCUMENTS).convert("results", rows)
+    good = [payload for payload in payloads if payload in {b"1 ", b'"x"'}]
+    assert [json.loads(document.value)["result"] for document in documents] == [
+        json.loads(one) for one in good
+    ]
+    assert len(failures) == len(rows) - len(good)
+
+
+def test_rows_put_together_at_once_are_those_put_together_one_by_one():
+    chance = random.Random(8)  # noqa: S311 - repeatable
+    done = microseconds(dt.datetime.fromisoformat(DONE))
+
+    def some(*values: Any) -> Any:
+        return chance.choice((None, *values))
+
+    rows = [
+        (
+            *(b"id-%d" % number if number % 9 else b'\xc3\xbc "%d' % number, b"SUCCESS"),
+            *(some(b"1", b" [1]", b'{"a": 1.50}'), some(done, done - done % 1_000_000)),
+            *(chance.choice([None] * 9 + [b"trace"]), chance.choice([None] * 9 + [b"[[]]"])),
+            *(some(b"n", b'"', b""), some(b"[1]"), some(b"{}", b'{"k": 2}')),
+            *(
+                some(b"w"),
+                some(0, 1, -1),
+                some(b"q"),
+                chance.choice([None] * 9 + [b'{"stamped_headers": []}']),
+            ),
+        )
+        for number in range(3_000)
+    ]
+    documents, failures = Converter(ROWS, DOCUMENTS).convert("results", rows)
+    assert failures == []
+    assert [document.id for document in documents] == [row[0] for row in rows]
+    for row, document in zip(rows, documents, strict=True):
+        assert document.value == Writer().task_document(row)
+        json.loads(document.value)
+        if row[3] is not None:
+            assert document.deadline == row[3] // 1000 + 86_400_000
 
 
 @pytest.mark.parametrize("pair", [("json", "pickle"), ("pickle", "json"), ("yaml", "json"), ("json", "yaml")])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from celery.backends.base import decompress_payload
 from kombu.serialization import dumps, loads, registry
 
-from celery_results.migration import document
+from celery_results.migration import compose, document
 from celery_results.migration.cut import Cutter
 from celery_results.migration.document import MalformedError
 from celery_results.migration.lossy import Lossy
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 # Between a task's end and the write of its result: no other expiry is meant by a difference below it.
 _TOLERANCE: Final = 5_000_000
 _COMPRESSED: Final = b"\x00"
+# Rows whose payloads are looked at together.
+_TOGETHER: Final = 200
 _PAYLOAD_PLACES: Final[dict[Kind, tuple[int, ...]]] = {
     "results": tuple(TASK_COLUMNS.index(name) for name in PAYLOADS),
     "groups": (GROUP_COLUMNS.index("result"),),
@@ -97,7 +99,7 @@ class Converter:
             self._verbatim = False
         self._same = same
         self._life = int((target.expires or 0) * 1_000_000)
-        self._apart, self._together = document.Reader(), document.Writer()
+        self._apart, self._together = document.Reader(), compose.Writer()
         self._packer = None if self._cut else packer
         if packer is not None:
             self._cutter = Cutter(self._apart, packer)
@@ -108,6 +110,8 @@ class Converter:
             return records, []
         if self._raw and kind == "results" and self.source.form == "documents":
             return self._rows_of_tasks(records)
+        if self._raw and kind == "results" and self.target.form == "documents":
+            return self._documents_of_tasks(records)
         way = self._ways[kind]
         done: list[Any] = []
         failures: list[Failure] = []
@@ -208,9 +212,39 @@ class Converter:
 
     # ---- rows to documents
 
+    def _documents_of_tasks(self, rows: list[Row]) -> tuple[list[Document], list[Failure]]:
+        """Do the most frequent work some rows at a time."""
+        done: list[Document] = []
+        failures: list[Failure] = []
+        expires = self.source.expires
+        life = None if expires is None else int(expires * 1000)
+        for first in range(0, len(rows), _TOGETHER):
+            part = rows[first : first + _TOGETHER]
+            try:
+                values = list(self._together.task_documents(part))
+            except MalformedError:
+                part, values = self._one_by_one(part, failures)
+            whole = None if life is None else now_ms() + life
+            for row, value in zip(part, values, strict=True):
+                date = row[TASK_DATE]
+                deadline = whole if life is None or date is None else date // 1000 + life
+                done.append(Document(row[0], value, deadline))
+        return done, failures
+
+    def _one_by_one(self, rows: list[Row], failures: list[Failure]) -> tuple[list[Row], list[bytes]]:
+        good: list[Row] = []
+        values: list[bytes] = []
+        for row in rows:
+            try:
+                values.append(self._together.task_document(row))
+            except MalformedError as error:
+                failures.append(Failure("results", text(row[0]), str(error)))
+            else:
+                good.append(row)
+        return good, values
+
     def _document_of_task(self, row: Row) -> Document:
-        value = self._together.task_document(row) if self._raw else self._writer.encode(self._meta(row))
-        return Document(row[0], value, self._deadline(row[TASK_DATE]))
+        return Document(row[0], self._writer.encode(self._meta(row)), self._deadline(row[TASK_DATE]))
 
     def _meta(self, row: Row) -> dict[str, Any]:
         decode = self._reader.decode
@@ -229,7 +263,7 @@ class Converter:
 
     def _document_of_group(self, row: Row) -> Document:
         if self._raw:
-            value = document.group_document(row)
+            value = compose.group_document(row)
         else:
             result = None if row[1] is None else self._reader.decode(row[1])
             value = self._writer.encode({"result": result})

@@ -1,4 +1,4 @@
-"""Celery's JSON documents taken apart and put together byte by byte, without decoding what they hold.
+"""Celery's JSON documents taken apart byte by byte, without decoding what they hold.
 
 A document is what Celery 5.7's key-value backends store: {"status", "result", "traceback", "children",
 "date_done", "group_id"?, "parent_id"?, "name"…"queue"?, stamps?, "task_id"}. A column of its tables holds one
@@ -46,19 +46,17 @@ _NAME: Final = re.compile(rb'\+00:00", "name": ' + _SHORT).fullmatch
 _TAIL: Final = re.compile(
     rb', "worker": ' + _SHORT + rb', "retries": (?:(\d{1,9})|null), "queue": ' + _SHORT + rb', "task_id": "'
 ).fullmatch
-_HARMLESS: Final = re.compile(rb"[ !#-\[\]-~]*").fullmatch  # what JSON writes as it is
 _MOST_CACHED: Final = 10_000
 _META: Final = ("status", "result", "traceback", "children", "date_done", "group_id", "parent_id", "task_id")
 _CALL: Final = ("name", "args", "kwargs", "worker", "retries", "queue", "stamped_headers")
-_KNOWN: Final = frozenset((*_META, *_CALL))
+KNOWN: Final = frozenset((*_META, *_CALL))
 # After date_done, in a row of which nothing more is known.
 _NOTHING: Final = (None,) * 9
-_SCAN: Final[Any] = json.JSONDecoder().scan_once  # type: ignore[attr-defined] # of the C implementation
+SCAN: Final[Any] = json.JSONDecoder().scan_once  # type: ignore[attr-defined] # of the C implementation
 _STRING: Final = json.decoder.scanstring  # type: ignore[attr-defined] # json's own, documented nowhere
 _SPACE: Final = re.compile(r"[ \t\n\r]*")
 _WIDTH: Final = 155  # of name, worker and queue
 _MOST: Final = 2**31 - 1
-_VALID: Final = frozenset((b"null", b"[]", b"{}", b"true", b"false"))
 
 
 class MalformedError(ValueError):
@@ -178,7 +176,7 @@ def columns_of(  # noqa: PLR0913 - a document has that many parts
         if values.get(name) is not None:
             lossy[name] += 1
     stamped = values.get("stamped_headers") or ()
-    for name in values.keys() - _KNOWN:
+    for name in values.keys() - KNOWN:
         if name not in stamped:
             lossy[f"field:{name[:40]}"] += 1
     retries = values.get("retries")
@@ -224,7 +222,7 @@ def members(document: bytes) -> dict[str, tuple[Any, str]]:
             if text[place] != ":":
                 raise MalformedError("no JSON object")
             start = _skip(text, place + 1)
-            value, end = _SCAN(text, start)
+            value, end = SCAN(text, start)
             found[name] = (value, text[start:end])
             place = _skip(text, end)
             if text[place] == ",":
@@ -244,112 +242,6 @@ def group_row(identifier: bytes, document: bytes, date: int) -> Row:
     if "result" not in fields:
         raise MalformedError("no result in it")
     return identifier, fields["result"][1].encode(), date
-
-
-class Writer:
-    """Puts documents together; remembers short texts and minutes, of which there are few."""
-
-    def __init__(self) -> None:
-        """Remember nothing yet."""
-        self._texts: dict[bytes | None, bytes] = {}
-        self._minutes: dict[int, bytes] = {}
-
-    def task_document(self, row: Row) -> bytes:
-        """Put the columns of a row together as Celery does; raises MalformedError for what is no JSON."""
-        (
-            identifier,
-            status,
-            result,
-            date,
-            trace,
-            children,
-            name,
-            args,
-            kwargs,
-            worker,
-            retries,
-            queue,
-            stamps,
-        ) = row
-        document = b'{"status": %b, "result": %b, "traceback": %b, "children": %b, "date_done": %b' % (
-            self._text(status),
-            b"null" if result is None else _payload(result, "result"),
-            b"null" if trace is None else _quoted(trace),
-            b"null" if children is None else _payload(children, "children"),
-            b"null" if date is None else self._time(date),
-        )
-        if name is not None or args is not None or worker is not None or stamps is not None:
-            document += (
-                b', "name": %b, "args": %b, "kwargs": %b, "worker": %b, "retries": %b, "queue": %b'
-                % (
-                    self._text(name),
-                    b"null" if args is None else _payload(args, "args"),
-                    b"null" if kwargs is None else _payload(kwargs, "kwargs"),
-                    self._text(worker),
-                    b"null" if retries is None else b"%d" % retries,
-                    self._text(queue),
-                )
-            )
-        if stamps is not None:
-            document += _stamps(stamps)
-        return b'%b, "task_id": %b}' % (document, _quoted(identifier))
-
-    def _text(self, value: bytes | None) -> bytes:
-        try:
-            return self._texts[value]
-        except KeyError:
-            if len(self._texts) > _MOST_CACHED:
-                self._texts.clear()
-            quoted = self._texts[value] = _quoted(value)
-            return quoted
-
-    def _time(self, date: int) -> bytes:
-        minute, rest = divmod(date, 60_000_000)
-        if rest % 1_000_000 == 0:
-            return b'"%b"' % iso(date)
-        text = self._minutes.get(minute)
-        if text is None:
-            if len(self._minutes) > _MOST_CACHED:
-                self._minutes.clear()
-            text = self._minutes[minute] = iso(minute * 60_000_000)[:16]
-        return b'"%b:%02d.%06d+00:00"' % (text, *divmod(rest, 1_000_000))
-
-
-def group_document(row: Row) -> bytes:
-    """Put a saved group together; raises MalformedError."""
-    return b'{"result": %b}' % _payload(row[1], "result")
-
-
-def _stamps(payload: bytes) -> bytes:
-    try:
-        record = json.loads(payload)
-        headers, stamps = record["stamped_headers"], record.get("stamps") or {}
-        spread = {name: value for name, value in stamps.items() if name not in _KNOWN}
-        return b", " + json.dumps({"stamped_headers": headers, **spread}).encode()[1:-1]
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise MalformedError("stamps are no record of Celery's") from None
-
-
-def _payload(value: bytes | None, column: str) -> bytes:
-    if value is None:
-        return b"null"
-    if value not in _VALID:
-        try:
-            text = value.decode()
-            if _SCAN(text, 0)[1] != len(text):
-                json.loads(text)  # white space around it is allowed
-        except (ValueError, StopIteration, RecursionError):
-            pickled = ", but a pickle" if value[:1] == b"\x80" else ""
-            raise MalformedError(f"{column} is no JSON{pickled}") from None
-    return value
-
-
-def _quoted(value: bytes | None) -> bytes:
-    if value is None:
-        return b"null"
-    if _HARMLESS(value):
-        return b'"%b"' % value
-    return json.dumps(value.decode(errors="replace")).encode()
 
 
 def _text(value: object, field: str, lossy: Lossy, width: int | None = None) -> bytes | None:

@@ -8,12 +8,24 @@ table and no right to make one, and writes nothing where everything is there.
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from celery_results.stores.record import NO_RESULT, Batch, Failure, Form, Kind, Position, Written, text
+from celery_results.stores.record import (
+    NO_RESULT,
+    PAYLOADS,
+    TASK_COLUMNS,
+    Batch,
+    Failure,
+    Form,
+    Kind,
+    Position,
+    Written,
+    text,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from celery_results.backends.database.errors import Fault
     from celery_results.stores.copy_rows import Packer
@@ -22,6 +34,13 @@ if TYPE_CHECKING:
 _ATTEMPTS: Final = 6
 # A row takes about this much beside its payloads, in memory and in a statement.
 _ROW_BYTES: Final = 400
+
+
+# The values that may be large; the others are counted in the above.
+_LARGE: Final[dict[Kind, Callable[[Row], tuple[bytes | None, ...]]]] = {
+    "results": itemgetter(*(TASK_COLUMNS.index(name) for name in (*PAYLOADS, "traceback"))),
+    "groups": itemgetter(slice(1, 2)),
+}
 
 
 class DuplicateError(Exception):
@@ -109,6 +128,7 @@ class SqlSource(_SqlStore):
 
     def _read(self, kind: Kind, after: int, rows: int, size: int) -> Iterator[Batch]:
         first, last = self._tables.bounds(kind)
+        large = _LARGE[kind]
         while True:
             batch = Batch({kind: after}, 0.0)
             seen = 0
@@ -119,7 +139,7 @@ class SqlSource(_SqlStore):
                     batch.failures.append(Failure(kind, f"row {number}", "a row without an id"))
                 else:
                     batch.of(kind).append(row)
-                batch.size += _ROW_BYTES + sum(len(value) for value in row if isinstance(value, bytes))
+                batch.size += _ROW_BYTES + sum(map(len, filter(None, large(row))))
                 if batch.size >= size:
                     yield self._placed(batch, kind, after, first, last)
                     batch = Batch({kind: after}, 0.0)
