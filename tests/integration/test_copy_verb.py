@@ -28,6 +28,7 @@ READS = (
     "%R~celery-task-meta-* %R~celery-taskset-meta-* +ping +select +client|setname +info"
     " +scan +get +pttl +evalsha_ro +script|load"
 )
+LOOKS = "%R~celery-task-meta-* %R~celery-taskset-meta-* +ping +select +client|setname +scan +mget +pttl"
 WRITES = f"{KEYS} +ping +select +client|setname +info +get +set +evalsha +script|load"
 
 
@@ -127,6 +128,21 @@ def test_a_login_of_redis_needs_no_more_than_the_docs_say(one, tmp_path):
     assert target.count() == len(stored)
     with one.admin() as admin:
         assert not [entry for entry in admin.acl_log() if "setinfo" not in entry["object"]]
+
+
+@pytest.mark.parametrize("more", ["", " +script|load +evalsha_ro"])
+def test_verify_needs_no_more_than_the_docs_say(one, tmp_path, more):
+    source, target = redis_place(one, 5), redis_place(one, 6)
+    stored = fill(source)
+    assert Copying(tmp_path, source, target).run().code == 0
+    target.redis.pexpire(f"celery-task-meta-{min(stored)}", 3_600_000)
+    rules = f"resetkeys -@all {LOOKS}{more}".split()
+    with one.admin() as admin:
+        admin.execute_command("ACL", "SETUSER", "celery-reader", *rules)
+    looking = Copying(tmp_path, *(Place("redis", one.url("reader", number)) for number in (5, 6)))
+    ran = looking.run("--no-brake", verb="verify")
+    assert [finding["id"] for finding in ran.document["findings"]] == [min(stored)]
+    assert ran.document["source"]["results"] == ran.document["target"]["results"] == len(stored)
 
 
 def test_a_login_that_may_not_read_is_told_so(one, tmp_path):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from celery_results.migration.verify.reading import side
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
     from celery_results.stores.endpoint import Endpoint
 
 Verdict = Literal["missing", "extra", "different", "moving", "expired", "equal"]
-# A bucket that differs is read in full; many at once would need memory for their ids.
-_BUCKETS_AT_ONCE: Final = 1024
+# A bucket that differs is read in full; more results than this at once would need too much memory.
+_SEEDS: Final = 2**32 - 1  # that Python takes
+_IDS: Final = 100_000
 _IDS_AT_ONCE: Final = 200
 _LOOKS: Final = 4
 _LOOK_SECONDS: Final = 0.5
@@ -112,25 +114,31 @@ def compare(
         databases=source.storage is not None or target.storage is not None,
         by_age=target.storage is not None,
         seconds=not (source.shape.keeps_microseconds and target.shape.keeps_microseconds),
+        json=source.shape.serializer == target.shape.serializer == "json",
     )
     report = Report(source.place, target.place, time.time())
     began = time.monotonic()
     report.source_survey, report.target_survey = _both((source, target), limits, terms, (), show)
     report.by_age = report.source_survey.odd if terms.by_age else 0
     report.buckets = report.source_survey.differing(report.target_survey, terms)
+    terms = replace(terms, json=False)
+    at_once = max(1, _IDS * BUCKETS // max(1, report.source_survey.read, report.target_survey.read))
+    if len(report.buckets) > at_once:
+        # So many of different text: decoded, they may well be the same.
+        one, two = _both((source, target), limits, terms, (), show)
+        report.buckets = one.differing(two, terms)
     with (
         contextlib.closing(side(source, terms)) as here,
         contextlib.closing(side(target, terms)) as there,
     ):
         judge = _Judge(here, there, terms, sleep=sleep)
-        for start in range(0, len(report.buckets), _BUCKETS_AT_ONCE):
-            part = report.buckets[start : start + _BUCKETS_AT_ONCE]
+        for start in range(0, len(report.buckets), at_once):
+            part = report.buckets[start : start + at_once]
             one, two = _both((source, target), limits, terms, part, show)
             differ = sorted(
                 key for key in one.chosen.keys() | two.chosen.keys() if not one.same(two, key, terms)
             )
-            for place in range(0, len(differ), _IDS_AT_ONCE):
-                _note(report, judge.all_of(differ[place : place + _IDS_AT_ONCE]))
+            _note(report, judge.all_of(differ))
     report.seconds = time.monotonic() - began
     return report
 
@@ -142,11 +150,14 @@ def _both(
     chosen: Sequence[int],
     show: Callable[[int], None],
 ) -> tuple[Survey, Survey]:
+    seed = 1 + secrets.randbelow(_SEEDS)
     here, there = (
-        Elsewhere(store, terms, chosen, limit) for store, limit in zip(stores, limits, strict=True)
+        Elsewhere(store, terms, chosen, limit, seed) for store, limit in zip(stores, limits, strict=True)
     )
     try:
-        return here.result(show), there.result(lambda _count: None)
+        one, two = here.result(show), there.result(lambda _count: None)
+        assert one.seal == two.seal, "both processes must hash alike"
+        return one, two
     finally:
         here.end()
         there.end()
@@ -171,33 +182,34 @@ class _Judge:
         self._sleep = sleep
 
     def all_of(self, keys: Sequence[str]) -> list[Finding]:
-        """Judge results that had two digests."""
+        """Judge results that had two digests: all of them at each look, so that none is waited for alone."""
         from celery_results.migration.verify.survey import bucket_of  # noqa: PLC0415 - shared with the child
 
         open_keys = list(keys)
         findings: list[Finding] = []
-        before: dict[str, tuple[Record | None, Record | None]] = {}
+        before: dict[str, int] = {}
         moved: set[str] = set()
         for look in range(_LOOKS):
             if look:
                 self._sleep(_LOOK_SECONDS)
-            now = self._read(open_keys)
             still: list[str] = []
-            for key in open_keys:
-                kind, _, name = key.partition(":")
-                verdict, fields = self._verdict(*now[key])
-                if key in before and [_content(one) for one in before[key]] != [
-                    _content(one) for one in now[key]
-                ]:
-                    moved.add(key)
-                # One look may fall between the two writes of a live result.
-                if verdict in {"missing", "extra", "different"} and look < _LOOKS - 1:
-                    still.append(key)
-                    continue
-                if verdict in {"missing", "extra", "different"} and key in moved:
-                    verdict = "moving"
-                findings.append(Finding(verdict, kind, name, bucket_of(kind, name), fields))
-            before, open_keys = now, still
+            for place in range(0, len(open_keys), _IDS_AT_ONCE):
+                for key, (one, two) in self._read(open_keys[place : place + _IDS_AT_ONCE]).items():
+                    verdict, fields = self._verdict(one, two)
+                    content = hash((_content(one), _content(two)))
+                    if before.setdefault(key, content) != content:
+                        moved.add(key)
+                    before[key] = content
+                    # One look may fall between the two writes of a live result.
+                    if verdict in {"missing", "extra", "different"}:
+                        if look < _LOOKS - 1:
+                            still.append(key)
+                            continue
+                        verdict = "moving" if key in moved else verdict
+                    kind, _, name = key.partition(":")
+                    bucket = bucket_of(kind, name.encode("utf-8", "surrogatepass"))
+                    findings.append(Finding(verdict, kind, name, bucket, fields))
+            open_keys = still
             if not open_keys:
                 break
         return findings

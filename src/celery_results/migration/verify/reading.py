@@ -6,17 +6,20 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from celery import Celery
 
 from celery_results.backends.database.dialect import qualified
+from celery_results.migration.verify.brief import Documents, Rows, of_record
 from celery_results.migration.verify.record import GROUP, TASK, Decoder, Record, Terms, of_meta, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from celery_results.backends.database.storage import Storage
+    from celery_results.migration.verify.brief import Brief
     from celery_results.stores.endpoint import Endpoint
 
 _KEYS: Final = 1000
@@ -28,14 +31,26 @@ _COLUMNS: Final = (
     " name, args, kwargs, worker, retries, queue, stamps"
 )
 _GROUP_COLUMNS: Final = "taskset_id, result, date_done"
+_DATE: Final = _COLUMNS.replace(" ", "").split(",").index("date_done")
+_LIVES: Final = """
+local out = {}
+for place, key in ipairs(KEYS) do out[place] = redis.call('PTTL', key) end
+return out
+"""
 _CHORD_KEY: Final = re.compile(rb"\.[jstdc]$")
+
+
+Wanted = Callable[[str, bytes], bool]
 
 
 class Side(Protocol):
     """One store."""
 
-    def all(self) -> Iterator[tuple[str, Record]]:
-        """Give (kind, record) of everything that is there."""
+    def all(self, wanted: Wanted) -> Iterator[tuple[str, int, list[Record]]]:
+        """Give (kind, how many were read, records of those that are wanted) of everything that is there."""
+
+    def briefs(self) -> Iterator[tuple[str, int, list[Brief]]]:
+        """Give the same of all, brief; only where both sides keep JSON."""
 
     def some(self, kind: str, ids: Sequence[str]) -> dict[str, Record]:
         """Give those of these that are there."""
@@ -63,58 +78,107 @@ class _Redis:
         self._expires = endpoint.shape.expires
         self._terms = terms
         self._at_once = _FIRST
+        self._script: str | None = None  # its digest; empty where it cannot be used
 
-    def all(self) -> Iterator[tuple[str, Record]]:
-        for kind, prefix in self._prefixes.items():
-            keys: list[bytes] = []
-            pattern = re.sub(rb"([\\*?\[\]])", rb"\\\1", prefix) + b"*"
-            for key in self._client.scan_iter(match=pattern, count=_KEYS):
-                if kind == TASK or not _CHORD_KEY.search(key):
-                    keys.append(key)
-                if len(keys) >= _KEYS:
-                    yield from ((kind, record) for record in self._read(kind, keys))
-                    keys = []
-            if keys:
-                yield from ((kind, record) for record in self._read(kind, keys))
+    def all(self, wanted: Wanted) -> Iterator[tuple[str, int, list[Record]]]:
+        for kind, keys, values, lives, now in self._parts():
+            start = len(self._prefixes[kind])
+            records = [
+                self._record(kind, key[start:], value, life, now)
+                for key, value, life in zip(keys, values, lives, strict=True)
+                if value is not None and wanted(kind, key[start:])
+            ]
+            yield kind, len(keys), records
+
+    def briefs(self) -> Iterator[tuple[str, int, list[Brief]]]:
+        brief = Documents(self._terms, self._expires).brief
+        for kind, keys, values, lives, now in self._parts():
+            start = len(self._prefixes[kind])
+            known: list[Brief] = []
+            add = known.append
+            for key, value, life in zip(keys, values, lives, strict=True):
+                if value is None:
+                    continue
+                found = None
+                if kind == TASK:
+                    found = brief(key[start:], value, None if life < 0 else int(now * 1000 + life) * 1000)
+                if found is None:
+                    found = of_record(self._record(kind, key[start:], value, life, now), self._terms)
+                add(found)
+            yield kind, len(keys), known
 
     def some(self, kind: str, ids: Sequence[str]) -> dict[str, Record]:
         prefix = self._prefixes[kind]
-        return {record.id: record for record in self._read(kind, [prefix + name.encode() for name in ids])}
+        found: dict[str, Record] = {}
+        for keys, values, lives, now in self._read([prefix + name.encode() for name in ids]):
+            for key, value, life in zip(keys, values, lives, strict=True):
+                if value is not None:
+                    record = self._record(kind, key[len(prefix) :], value, life, now)
+                    found[record.id] = record
+        return found
 
     def close(self) -> None:
         self._client.close()
 
-    def _read(self, kind: str, keys: Sequence[bytes]) -> Iterator[Record]:
+    def _parts(self) -> Iterator[tuple[str, Sequence[bytes], list[bytes | None], list[int], float]]:
+        """Walk all keys; give values and lives of some at a time."""
+        for kind, prefix in self._prefixes.items():
+            pattern = re.sub(rb"([\\*?\[\]])", rb"\\\1", prefix) + b"*"
+            cursor = 0
+            while True:
+                cursor, keys = self._client.scan(cursor, match=pattern, count=_KEYS)
+                if kind == GROUP:
+                    keys = [key for key in keys if not _CHORD_KEY.search(key)]
+                for part in self._read(keys):
+                    yield kind, *part
+                if cursor == 0:
+                    break
+
+    def _read(
+        self, keys: Sequence[bytes]
+    ) -> Iterator[tuple[Sequence[bytes], list[bytes | None], list[int], float]]:
         """Read as many at once as make about _BYTES, going by those before."""
         place = 0
         while place < len(keys):
             part = keys[place : place + self._at_once]
             place += len(part)
-            yield from self._values(kind, part)
+            values = self._client.mget(part)
+            lives = self._lives(part)
+            mean = sum(map(len, filter(None, values))) // len(part) + 1
+            self._at_once = max(1, min(_KEYS, _BYTES // mean))
+            yield part, values, lives, time.time()
 
-    def _values(self, kind: str, keys: Sequence[bytes]) -> Iterator[Record]:
+    def _lives(self, keys: Sequence[bytes]) -> list[int]:
+        """Ask in one script, which a login may lack, or command by command."""
+        from redis.exceptions import ResponseError  # noqa: PLC0415 - a host may lack redis-py
+
+        if self._script is None:
+            try:
+                self._script = self._client.script_load(_LIVES)
+            except ResponseError:
+                self._script = ""
+        if self._script:
+            try:
+                found: list[int] = self._client.evalsha_ro(self._script, len(keys), *keys)
+            except ResponseError:
+                self._script = ""  # no such right, or a server before 7.0
+            else:
+                return found
         pipeline = self._client.pipeline(transaction=False)
-        pipeline.mget(keys)
         for key in keys:
             pipeline.pttl(key)
-        values, *lives = pipeline.execute()
-        now = time.time()
-        mean = sum(map(len, filter(None, values))) // len(keys) + 1
-        self._at_once = max(1, min(_KEYS, _BYTES // mean))
-        start = len(self._prefixes[kind])
-        for key, value, life in zip(keys, values, lives, strict=True):
-            if value is None:
-                continue
-            name = key[start:].decode(errors="replace")
-            end = None if life < 0 else now + life / 1000
-            try:
-                meta = self._decode(value)
-                if kind == GROUP:
-                    yield Record(name, (meta["result"],), end, end)
-                else:
-                    yield of_meta(name, meta, self._terms, end, self._expires)
-            except (ValueError, KeyError, TypeError, AttributeError):
-                yield unreadable(name, value)
+        return list(pipeline.execute())
+
+    def _record(self, kind: str, key: bytes, value: bytes, life: int, now: float) -> Record:
+        name = key.decode(errors="replace")
+        end = None if life < 0 else now + life / 1000
+        try:
+            meta = self._decode(value)
+            if kind == GROUP:
+                return Record(name, (meta["result"],), end, end)
+            return of_meta(name, meta, self._terms, end, self._expires)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return unreadable(name, value)
 
 
 class _Database:
@@ -134,29 +198,54 @@ class _Database:
         if storage.driver.name == "postgresql":
             self._session.execute("SET statement_timeout = 0")
 
-    def all(self) -> Iterator[tuple[str, Record]]:
+    def all(self, wanted: Wanted) -> Iterator[tuple[str, int, list[Record]]]:
+        for kind, rows in self._parts():
+            records = [self._record(kind, row) for row in rows if wanted(kind, _id(row))]
+            yield kind, len(rows), records
+
+    def briefs(self) -> Iterator[tuple[str, int, list[Brief]]]:
+        brief, moment = Rows(self._terms).brief, self._driver.moment
+        for kind, rows in self._parts():
+            known: list[Brief] = []
+            for row in rows:
+                found = brief(row, moment(row[_DATE])) if kind == TASK else None
+                known.append(of_record(self._record(kind, row), self._terms) if found is None else found)
+            yield kind, len(rows), known
+
+    def _parts(self) -> Iterator[tuple[str, list[Sequence[Any]]]]:
+        """Walk both tables; give rows that have an id, some at a time."""
         for kind, table in self._tables.items():
             columns = _COLUMNS if kind == TASK else _GROUP_COLUMNS
-            parts = ("result", "args", "kwargs", "traceback") if kind == TASK else ("result",)
-            size = " + ".join(f"coalesce({self._length}({part}), 0)" for part in parts)
             last = 0
-            while True:
-                sizes = self._session.execute(
-                    f"SELECT id, {size} FROM {table} WHERE id > {last} ORDER BY id LIMIT {_ROWS}"
+            for following in self._ends(kind, table):
+                rows = self._session.execute(
+                    f"SELECT {columns} FROM {table} WHERE id > {last} AND id <= {following}"
                 )
-                if not sizes:
-                    break
-                while sizes:
-                    taken = total = 0
-                    while taken < len(sizes) and (not taken or total + int(sizes[taken][1]) <= _BYTES):
-                        total += int(sizes[taken][1])
-                        taken += 1
-                    first, last = last, int(sizes[taken - 1][0])
-                    sizes = sizes[taken:]
-                    rows = self._session.execute(
-                        f"SELECT {columns} FROM {table} WHERE id > {first} AND id <= {last}"
-                    )
-                    yield from ((kind, self._record(kind, row)) for row in rows if row[0] is not None)
+                last = following
+                yield kind, [row for row in rows if row[0] is not None]
+
+    def _ends(self, kind: str, table: str) -> Iterator[int]:
+        """Give the last ids of parts of about _BYTES at most, so long as there are more."""
+        parts = ("result", "args", "kwargs", "traceback") if kind == TASK else ("result",)
+        size = " + ".join(f"coalesce({self._length}({part}), 0)" for part in parts)
+        last = 0
+        while True:
+            some = f"SELECT id, {size} AS size FROM {table} WHERE id > {last} ORDER BY id LIMIT {_ROWS}"
+            ((end, whole),) = self._session.execute(f"SELECT max(id), sum(size) FROM ({some}) AS part")
+            if end is None:
+                return
+            if int(whole) <= _BYTES:
+                last = int(end)
+                yield last
+                continue
+            total = 0
+            for number, bytes_ in self._session.execute(some):
+                if total and total + int(bytes_) > _BYTES:
+                    yield last
+                    total = 0
+                total += int(bytes_)
+                last = int(number)
+            yield last
 
     def some(self, kind: str, ids: Sequence[str]) -> dict[str, Record]:
         columns, key = (_COLUMNS, "task_id") if kind == TASK else (_GROUP_COLUMNS, "taskset_id")
@@ -192,6 +281,10 @@ class _Database:
             return of_meta(name, fields, self._terms, end, self._expires)
         except (ValueError, KeyError, TypeError, AttributeError):
             return unreadable(name, row[1:])
+
+
+def _id(row: Sequence[Any]) -> bytes:
+    return str(row[0]).encode("utf-8", "surrogatepass")
 
 
 def _bytes(value: Any) -> bytes | None:  # noqa: ANN401 - a column's

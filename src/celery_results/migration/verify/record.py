@@ -38,6 +38,7 @@ _DONE: Final = FIELDS.index("date_done")
 _KNOWN: Final = frozenset((*FIELDS, "task_id", "stamped_headers"))
 _WIDTH: Final = 155
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+_NAIVE_EPOCH: Final = dt.datetime(1970, 1, 1)  # noqa: DTZ001 - as databases have it: UTC without a zone
 _MICROSECOND: Final = dt.timedelta(microseconds=1)
 UNREADABLE: Final = "unreadable"
 
@@ -49,17 +50,22 @@ class Terms:
     databases: bool  # at least one side is one: no group_id, no parent_id, 155 characters, no NUL
     by_age: bool = False  # the target is one: its results end by their age, whatever their keys had
     seconds: bool = False  # at least one side keeps no microseconds
+    json: bool = False  # both keep JSON: results can be looked at without decoding them
     # Seconds by which the end of a life may differ, and the time of a result: a dual write takes it twice.
     tolerance: float = 5.0
 
     def date(self, value: Any) -> int | None:  # noqa: ANN401 - text, datetime or None
-        """Count microseconds since 1970; a time without a zone is UTC."""
+        """Count microseconds since 1970, whole seconds of them where a side keeps no more."""
+        count = self.microseconds(value)
+        return count - count % 1_000_000 if self.seconds and count is not None else count
+
+    @staticmethod
+    def microseconds(value: Any) -> int | None:  # noqa: ANN401 - text, datetime or None
+        """Count them since 1970; a time without a zone is UTC."""
         if value is None:
             return None
         when = value if isinstance(value, dt.datetime) else dt.datetime.fromisoformat(str(value))
-        when = when if when.tzinfo else when.replace(tzinfo=dt.UTC)
-        count = (when - _EPOCH) // _MICROSECOND
-        return count - count % 1_000_000 if self.seconds else count
+        return (when - (_EPOCH if when.tzinfo else _NAIVE_EPOCH)) // _MICROSECOND
 
     def same_time(self, one: int | None, two: int | None) -> bool:
         """Say whether two times of a result, in microseconds, are those of one result."""

@@ -21,23 +21,27 @@ from typing import TYPE_CHECKING, Any, Final
 
 from celery_results.migration.pace import Brake, Pace
 from celery_results.migration.probe import Probe
+from celery_results.migration.verify.brief import Brief
 from celery_results.migration.verify.reading import side
-from celery_results.migration.verify.record import TASK, Terms
+from celery_results.migration.verify.record import GROUP, TASK, Terms
 from celery_results.stores.endpoint import of_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
+    from celery_results.migration.verify.reading import Side
     from celery_results.stores.endpoint import Endpoint
 
-BUCKETS: Final = 4096
+BUCKETS: Final = 1 << 16
+_STARTS: Final = {kind: zlib.crc32(f"{kind}:".encode()) for kind in (TASK, GROUP)}
+_SEAL: Final = b"the same number in each process that is started with the same seed"
 _MASK: Final = (1 << 64) - 1
 _START: Final = "from celery_results.migration.verify.survey import main; main()"
 _NEEDED: Final = ("result_", "redis_", "database_", "timezone")
 _TELL_EVERY: Final = 5000
 _PACE_EVERY: Final = 500
 _MOST_POINTS: Final = 300
-_HOUR: Final = 3600
+_HOUR: Final = 3_600_000_000  # microseconds
 _BETWEEN_WRITES: Final = 20_000  # microseconds, on the average of a bucket
 
 
@@ -58,6 +62,8 @@ class Survey:
     lowest_share: float = 1.0  # of the time, in which it read, while its store answered slowly
     # (seconds since it began, how many were read by then), some 300 of them at most
     timeline: list[tuple[float, int]] = field(default_factory=list)
+    read: int = 0
+    seal: int = 0  # of Python's hash, which differs from process to process unless it is given a seed
     peak_bytes: int = 0
     _interval: float = 0.1
     # Digest and time by id, of the buckets asked for.
@@ -104,9 +110,9 @@ class Survey:
         return one == two and terms.same_time(then, there)
 
 
-def bucket_of(kind: str, name: str) -> int:
+def bucket_of(kind: str, name: bytes) -> int:
     """Give the bucket of an id."""
-    return zlib.crc32(f"{kind}:{name}".encode("utf-8", "surrogatepass")) % BUCKETS
+    return zlib.crc32(name, _STARTS[kind]) & (BUCKETS - 1)
 
 
 @dataclass(frozen=True)
@@ -121,55 +127,105 @@ def survey(
     endpoint: Endpoint, terms: Terms, chosen: Iterable[int], tell: Callable[[int], None], pace: Pace
 ) -> Survey:
     """Read one store to its end; remember the digests of some buckets. `tell` is called with a count."""
-    found = Survey()
+    found = Survey(seal=hash(_SEAL))
     wanted = frozenset(chosen)
-    began, now = time.monotonic(), time.time()
+    began = time.monotonic()
     store = side(endpoint, terms)
-    seen = 0
+    told = 0
     with contextlib.closing(store):
         pace.begin()
-        for kind, record in store.all():
-            seen += 1
-            if seen % _PACE_EVERY == 0:
-                found.note(time.monotonic() - began, seen)
-                pace.after(_PACE_EVERY, lambda: False)
-                pace.begin()
-            if seen % _TELL_EVERY == 0:
-                tell(seen)
-            number = bucket_of(kind, record.id)
-            digest = record.digest(terms)
-            if wanted:
-                if number in wanted:
-                    found.chosen[f"{kind}:{record.id}"] = digest, record.done
-                continue
-            found.counts[number] += 1
-            found.sums[number] = (found.sums[number] + digest) & _MASK
-            found.times[number] += record.done or 0
-            if kind == TASK:
-                found.results += 1
-                found.states[record.state] += 1
-                found.odd += record.odd(terms) is not None
-                found.ages[-1 if record.done is None else int((now - record.done / 1e6) // _HOUR)] += 1
-            else:
-                found.groups += 1
+        for read in _chosen(store, terms, wanted, found) if wanted else _counted(store, terms, found):
+            found.read += read
+            found.note(time.monotonic() - began, found.read)
+            pace.after(read, lambda: False)
+            pace.begin()
+            if found.read - told >= _TELL_EVERY:
+                told = found.read
+                tell(told)
+    found.sums = [total & _MASK for total in found.sums]
     found.seconds = time.monotonic() - began
-    found.timeline.append((found.seconds, seen))
+    found.timeline.append((found.seconds, found.read))
     return found
+
+
+def _chosen(store: Side, terms: Terms, wanted: frozenset[int], found: Survey) -> Iterator[int]:
+    """Note each result of some buckets, decoded; give how many were read, again and again."""
+    for kind, read, records in store.all(lambda kind, name: bucket_of(kind, name) in wanted):
+        for record in records:
+            found.chosen[f"{kind}:{record.id}"] = record.digest(terms), record.done
+        yield from _some_at_a_time(read)
+
+
+def _counted(store: Side, terms: Terms, found: Survey) -> Iterator[int]:
+    """Add all up, brief where that can be; give how many were read, again and again."""
+    parts = store.briefs() if terms.json else _decoded(store, terms)
+    now = int(time.time() * 1_000_000)
+    counts, sums, times = found.counts, found.sums, found.times
+    crc32, most = zlib.crc32, BUCKETS - 1
+    for kind, read, briefs in parts:
+        start = _STARTS[kind]
+        for name, _, done, odd, number in briefs:
+            bucket = crc32(name, start) & most
+            counts[bucket] += 1
+            sums[bucket] += number
+            if done is not None:
+                times[bucket] += done
+            if odd:
+                found.odd += kind == TASK
+        if kind == TASK:
+            found.results += len(briefs)
+            found.states.update(brief[1] for brief in briefs)
+            found.ages.update(-1 if brief[2] is None else (now - brief[2]) // _HOUR for brief in briefs)
+        else:
+            found.groups += len(briefs)
+        yield from _some_at_a_time(read)
+
+
+def _decoded(store: Side, terms: Terms) -> Iterator[tuple[str, int, list[Brief]]]:
+    for kind, read, records in store.all(lambda _kind, _name: True):
+        briefs = [
+            Brief(
+                record.id.encode("utf-8", "surrogatepass"),
+                record.state,
+                record.done,
+                record.odd(terms) is not None,
+                record.digest(terms),
+            )
+            for record in records
+        ]
+        yield kind, read, briefs
+
+
+def _some_at_a_time(read: int) -> Iterator[int]:
+    """Give a part in pieces: one is paced for as long as the whole of it took otherwise."""
+    while read > _PACE_EVERY:
+        yield _PACE_EVERY
+        read -= _PACE_EVERY
+    yield read
 
 
 class Elsewhere:
     """A survey in another process."""
 
     def __init__(
-        self, endpoint: Endpoint, terms: Terms, chosen: Iterable[int] = (), limits: Limits | None = None
+        self,
+        endpoint: Endpoint,
+        terms: Terms,
+        chosen: Iterable[int] = (),
+        limits: Limits | None = None,
+        seed: int = 1,
     ) -> None:
-        """Start it."""
+        """Start it; only surveys of one seed can be compared."""
         settings = {name: value for name, value in endpoint.settings.items() if name.startswith(_NEEDED)}
         self._process = subprocess.Popen(  # noqa: S603 - this interpreter, and a constant
             [sys.executable, "-c", _START],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env={
+                **os.environ,
+                "PYTHONHASHSEED": str(seed),
+                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            },
             start_new_session=True,  # Ctrl-C is for the one who waits, and ends this one
         )
         assert self._process.stdin is not None
