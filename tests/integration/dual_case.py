@@ -125,7 +125,11 @@ class Case:
         """Start a worker and wait until it takes tasks."""
         number = len(self.workers)
         settings = self.directory / f"worker{number}.json"
-        settings.write_text(json.dumps(self.settings(stage, **options)))
+        given = self.settings(stage, **options)
+        # Once it has all that it may have, Celery asks a Redis for more every two seconds there.
+        if pool == "gevent":
+            given["worker_prefetch_multiplier"] = 50
+        settings.write_text(json.dumps(given))
         path = self.directory / f"worker{number}.log"
         with path.open("wb") as log:
             process = subprocess.Popen(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
+import re
+import sqlite3
 import threading
 import time
 from pathlib import Path
@@ -17,7 +20,7 @@ from celery.app.task import Context
 from celery.exceptions import ImproperlyConfigured, SoftTimeLimitExceeded
 from celery.result import AsyncResult, GroupResult
 
-from celery_results.backends.dual import DualBackend, helper, mirror, waiting
+from celery_results.backends.dual import DualBackend, helper, mirror, parts, waiting
 from celery_results.backends.dual.breaker import LONGEST_SECONDS, Breaker
 from celery_results.backends.dual.helper import Helpers, LateError
 from celery_results.backends.dual.options import STAGES, Options
@@ -387,6 +390,13 @@ def test_a_part_that_the_mirror_did_not_take_is_reported_again(options):
     assert len(backend.mirror.journal) == 0
 
 
+def test_greenlets_share_what_is_kept_of_chords(options, monkeypatch):
+    """Celery makes a backend for each of them, so for each task: a thread for each would be thousands."""
+    assert backend_of(options)._parts is not backend_of(options)._parts
+    monkeypatch.setattr(parts, "detect_environment", lambda: "gevent")
+    assert backend_of(options)._parts is backend_of(options)._parts
+
+
 def test_a_side_that_would_fail_a_foreign_chord_is_not_told_of_its_parts(options):
     backend = backend_of(options)
     backend.on_chord_part_return(Context(id="t", group="g", group_index=0, chord=None), "SUCCESS", 1)
@@ -514,6 +524,39 @@ def test_a_redis_mirror_answers_within_the_bound_whatever_its_url_says(options):
     parameters = backend_of(options).mirror.backend().connparams
     assert parameters["socket_timeout"] == parameters["socket_connect_timeout"] == BOUND_SECONDS
     assert parameters["retry"].get_retries() == 0
+
+
+@pytest.mark.parametrize("kind", ["celery_results.backends.database:DatabaseBackend", "db"])
+def test_a_locked_file_holds_a_mirror_no_longer_than_the_bound(options, tmp_path, kind):
+    """SQLite waits in C: with gevent no helper thread bounds that."""
+    waits = {"connect_args": {"timeout": 30.0}}
+    file = tmp_path / "new.sqlite3"
+    options["new"] = {"result_backend": f"{kind}+sqlite:///{file}", "database_engine_options": waits}
+    with contextlib.closing(sqlite3.connect(file)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        built = backend_of(options).mirror.backend()
+        began = time.monotonic()
+        with pytest.raises(Exception, match="locked"):
+            built.store_result("t", 1, "SUCCESS")
+        assert time.monotonic() - began < 15
+    assert waits == {"connect_args": {"timeout": 30.0}}
+
+
+@pytest.mark.parametrize(
+    ("url", "drivers"),
+    [
+        ("db+postgresql+psycopg2://u@127.0.0.1:1/x", ["psycopg2"]),
+        ("db+postgresql+psycopg://u@127.0.0.1:1/x", []),
+        ("celery_results.backends.database:DatabaseBackend+postgresql://u@127.0.0.1:1/x", []),
+        ("redis://127.0.0.1:1/1", []),
+    ],
+)
+def test_a_driver_that_stops_every_greenlet_is_named(options, monkeypatch, caplog, url, drivers):
+    backend_of(options | {"new": {"result_backend": url}})
+    assert "does not know" not in caplog.text
+    monkeypatch.setattr(mirror, "detect_environment", lambda: "gevent")
+    backend_of(options | {"new": {"result_backend": url}})
+    assert re.findall(r"driver (\w+) does not know gevent", caplog.text) == drivers
 
 
 def test_beat_cleans_up_unless_both_sides_expire_by_themselves(options, tmp_path):

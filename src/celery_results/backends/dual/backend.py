@@ -13,7 +13,7 @@ from celery_results.backends.database.chord import current_header
 from celery_results.backends.database.waiting import PollingWait
 from celery_results.backends.dual.mirror import Mirror
 from celery_results.backends.dual.options import SETTING, Options
-from celery_results.backends.dual.parts import Part, Parts, counts_parts, is_concerned, reporting
+from celery_results.backends.dual.parts import Part, counts_parts, is_concerned, parts_of, reporting
 from celery_results.backends.dual.points import moment_of
 from celery_results.backends.dual.side import build, check_pair, class_of, place_of
 from celery_results.backends.dual.waiting import WaitingBackend
@@ -51,7 +51,7 @@ class DualBackend(WaitingBackend):
         self.primary = build(app, options.sides[self.stage.primary])
         self.mirror = Mirror(app, options)
         mirror_class, _ = class_of(app, self.mirror.settings)
-        self._parts = Parts(self.mirror) if counts_parts(mirror_class) else None
+        self._parts = parts_of(self.mirror) if counts_parts(mirror_class) else None
         super().__init__(app, url=url, serializer=self.primary.serializer, **kwargs)
         # Who deletes what is expired calls cleanup() unless neither side needs it.
         self.supports_autoexpire = self.primary.supports_autoexpire and mirror_class.supports_autoexpire

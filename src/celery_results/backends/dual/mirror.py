@@ -10,10 +10,11 @@ import time
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from celery.exceptions import ImproperlyConfigured, SoftTimeLimitExceeded
+from kombu.utils.compat import detect_environment
 
 from celery_results.backends.dual.breaker import Breaker
 from celery_results.backends.dual.helper import Helpers, LateError
-from celery_results.backends.dual.side import build_mirror
+from celery_results.backends.dual.side import blocking_driver, build_mirror
 from celery_results.migration.journal import Entry, Journal
 
 if TYPE_CHECKING:
@@ -43,7 +44,13 @@ class Mirror:
         self.settings: Mapping[str, Any] = options.sides[self.name]
         self.seconds = options.mirror_seconds
         self.journal = Journal(options.journal, options.journal_bytes)
-        self.breaker, self._helpers = _shared_state(self.settings, options)
+        self.place = (str(self.settings["result_backend"]), str(options.journal))
+        if self.place not in _shared:
+            _warn_of_driver(app, self.settings)
+        # Celery makes a backend for each thread: all of a process learn at once that the mirror is down.
+        self.breaker, self._helpers = _shared.setdefault(
+            self.place, (Breaker(options.breaker_seconds), Helpers())
+        )
         self._app = app
         self._backend: Any = None
         try:
@@ -161,7 +168,13 @@ class Mirror:
 _shared: Final[dict[tuple[str, str], tuple[Breaker, Helpers]]] = {}
 
 
-def _shared_state(settings: Mapping[str, Any], options: Options) -> tuple[Breaker, Helpers]:
-    """Celery makes a backend for each thread: all of a process learn at once that the mirror is down."""
-    key = (str(settings["result_backend"]), str(options.journal))
-    return _shared.setdefault(key, (Breaker(options.breaker_seconds), Helpers()))
+def _warn_of_driver(app: Any, settings: Mapping[str, Any]) -> None:  # noqa: ANN401 # Celery has no types
+    pool = detect_environment()  # type: ignore[no-untyped-call]
+    driver = blocking_driver(app, settings)
+    if driver is not None and pool != "default":
+        logger.warning(
+            "The mirror's driver %s does not know %s: while its server hangs, no task of this process"
+            " goes on. Use the bundled backend or the driver psycopg or pymysql, or another pool",
+            driver,
+            pool,
+        )

@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from celery.backends.base import Backend, BaseKeyValueStoreBackend
+from kombu.utils.compat import detect_environment
 
 from celery_results.backends.database import fork
 from celery_results.migration.journal import CHORD_PART, CHORD_PART_DONE, now_entry
@@ -120,6 +121,19 @@ class Parts:
             with self._guard:
                 if self._kept and self._kept[0] is part:
                     self._kept.popleft()
+
+
+_of_process: Final[dict[tuple[str, str], Parts]] = {}
+
+
+def parts_of(mirror: Mirror) -> Parts:
+    """Give what reports the parts of one backend.
+
+    With gevent Celery makes a backend for each task: then all share what is kept and the thread that looks.
+    """
+    if detect_environment() == "default":  # type: ignore[no-untyped-call]
+        return Parts(mirror)
+    return _of_process.setdefault(mirror.place, Parts(mirror))
 
 
 def _report(mirror: Any, part: Part) -> None:  # noqa: ANN401 # a backend

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # Never another side's, nor the dual backend's own.
 _NOT_SHARED: Final = {"result_backend_transport_options": {}, "result_cache_max": -1}
+_BLOCKING: Final = {"psycopg2", "mysqldb"}
 
 
 class SideApp:
@@ -62,6 +63,19 @@ def place_of(app: Any, settings: Mapping[str, Any]) -> str:  # noqa: ANN401
     return ";".join(maybe_sanitize_url(part).partition("?")[0] for part in url.split(";"))
 
 
+def blocking_driver(app: Any, settings: Mapping[str, Any]) -> str | None:  # noqa: ANN401
+    """Name the driver that waits in C, where gevent or eventlet cannot go on with other tasks meanwhile.
+
+    SQLite does so too, but for no longer than it is told. psycopg 3 and the drivers in Python know gevent.
+    """
+    kind, url = class_of(app, settings)
+    dialect, _, driver = str(url or settings.get("database_url") or "").partition("://")[0].partition("+")
+    if kind.__module__ != "celery.backends.database":
+        return None
+    named = driver or {"postgresql": "psycopg2", "mysql": "mysqldb"}.get(dialect, "")
+    return named if named in _BLOCKING else None
+
+
 def build(app: Any, settings: Mapping[str, Any]) -> Any:  # noqa: ANN401 # a backend
     """Build a side; raises what its class raises, for a stock database also if the server is away."""
     kind, url = class_of(app, settings)
@@ -74,7 +88,7 @@ def build_mirror(app: Any, settings: Mapping[str, Any], seconds: float) -> Any: 
     No retries, no connection yet, no DDL: the tables are somebody else's, and Celery's class would try to
     make them ten times.
     """
-    once = {
+    once: dict[str, Any] = {
         "redis_socket_timeout": seconds,
         "redis_socket_connect_timeout": seconds,
         "redis_retry_on_timeout": False,
@@ -83,6 +97,12 @@ def build_mirror(app: Any, settings: Mapping[str, Any], seconds: float) -> Any: 
     transport = dict(settings.get("result_backend_transport_options") or {})
     policy = {**(transport.get("retry_policy") or {}), "max_retries": 0}
     transport["retry_policy"] = policy
+    if str(class_of(app, settings)[1]).startswith("sqlite"):
+        # The library waits for a lock by itself, with gevent for all tasks of the process.
+        engine = dict(settings.get("database_engine_options") or app.conf.database_engine_options or {})
+        connect = dict(engine.get("connect_args") or {})
+        connect["timeout"] = min(float(connect.get("timeout", seconds)), seconds)
+        once["database_engine_options"] = {**engine, "connect_args": connect}
     mirror = build(app, {**settings, **once, "result_backend_transport_options": transport})
     mirror.always_retry = False
     mirror.max_retries = 0
