@@ -27,6 +27,7 @@ from tests.integration.copy_case import (
 from tests.integration.database_case import until
 from tests.integration.database_lab import PostgresLab
 from tests.integration.redis_lab import RedisLab
+from tests.integration.small_disk import small_disk
 from tests.integration.test_copy_directions import counts
 
 TASK = "celery-task-meta-"
@@ -325,6 +326,26 @@ def test_a_store_that_stays_away_ends_it_and_the_next_run_goes_on(stores, tmp_pa
         lab.restart()
         assert target.count() < len(ids)
         assert copying.run().document["results"]["present"] < len(ids)
+        assert target.ids() == ids
+
+
+def test_a_full_target_is_told_with_what_to_do_and_the_next_run_goes_on(stores, tmp_path):
+    source, target = stores.new("redis"), stores.new("postgresql")
+    ids = bulk(source, 10_000)
+    copying = Copying(tmp_path, source, target)
+    with small_disk(target.database) as disk:
+        ran = copying.run("--batch", "500", "--patience", "1")
+        assert ran.code == 1
+        error = ran.document["error"]
+        assert error["expected"].startswith("room in postgresql://")
+        assert "No space left on device" in error["found"]
+        assert "make room there" in error["do"]
+        noted = json.loads(copying.checkpoint.read_bytes())["results"]["copied"]
+        assert 0 < noted == target.count() < len(ids)
+        disk.make_room()
+        ran = copying.run("--batch", "500")
+        assert (ran.code, ran.document["passes"]) == (0, 1)
+        assert ran.document["results"]["copied"] == len(ids)
         assert target.ids() == ids
 
 

@@ -25,6 +25,7 @@ from tests.integration.dual_case import (
     until,
 )
 from tests.integration.redis_lab import ACL, RedisLab
+from tests.integration.small_disk import small_disk
 
 from celery_results.migration.repair import repair
 
@@ -281,6 +282,34 @@ def test_a_mirror_that_hangs_costs_one_bound_for_each_process(case, results, pos
     report = repair(case.app("dual_write"), seconds=WAIT_SECONDS)
     assert report.clean, report.left
     case.check_equal([result.id for result in sent])
+
+
+def test_a_mirror_whose_disk_is_full_fails_nobody_and_is_repaired_when_there_is_room(case, postgres):
+    database = postgres.database()
+    case.new = database_side(database)
+    with small_disk(database) as disk:
+        case.worker("dual_write", **EAGER)
+        app = case.app("dual_write", **EAGER)
+        add, fail = app.tasks["dual.add"], app.tasks["dual.fail"]
+        disk.fill()
+        sent = [add.delay(n, n) for n in range(20)]
+        assert [result.get(timeout=WAIT_SECONDS) for result in sent] == [2 * n for n in range(20)]
+        failed = fail.delay()
+        assert isinstance(failed.get(timeout=WAIT_SECONDS, propagate=False), ValueError)
+        saved = group(add.s(n, 1) for n in range(3)).apply_async()
+        saved.save()
+        assert saved.get(timeout=WAIT_SECONDS) == [1, 2, 3]
+        ids = [result.id for result in (*sent, failed, *saved.results)]
+        until(lambda: {entry.id for entry in case.journal.entries()} >= {*ids, saved.id}, "not journalled")
+        assert database.rows("SELECT count(*) FROM celery_taskmeta") == [(0,)]
+        report = repair(case.app("dual_write"), seconds=WAIT_SECONDS)
+        assert {left.entry.id for left in report.left} >= {*ids, saved.id}
+        assert report.left[0].reason == "a side has no room: DiskFull"
+        disk.make_room()
+        report = repair(case.app("dual_write"), seconds=WAIT_SECONDS)
+        assert report.clean, report.left
+        case.check_equal(ids)
+        assert len(case.backend("new").restore_group(saved.id)) == 3
 
 
 def server_pids(lab: Any) -> list[int]:

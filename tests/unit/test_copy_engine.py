@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import time
 from typing import Any
 
+import psycopg
+import pymysql
 import pytest
+from redis.exceptions import OutOfMemoryError, ResponseError
+from sqlalchemy.exc import OperationalError
 
 from celery_results.backends.database.errors import Fault
 from celery_results.migration.ahead import Ahead
@@ -224,6 +229,40 @@ def test_patience_ends():
     with pytest.raises(CopyError, match="it to answer"):
         patience(Flaky(), "it", 0.3, lambda: False).run(failing(99), lambda _: None)
     assert time.monotonic() - began < 5
+
+
+def sqlite_full() -> sqlite3.OperationalError:
+    with sqlite3.connect(":memory:") as connection:
+        connection.execute("PRAGMA max_page_count = 2")
+        connection.execute("CREATE TABLE t (a)")
+        with pytest.raises(sqlite3.OperationalError) as refusal:
+            connection.execute("INSERT INTO t VALUES (zeroblob(100000))")
+    return refusal.value
+
+
+FULL = {
+    "postgresql": psycopg.errors.DiskFull("could not extend file"),
+    "mysql": pymysql.err.OperationalError(1114, "The table 'celery_taskmeta' is full"),
+    "sqlite": sqlite_full(),
+    "redis": OutOfMemoryError("OOM command not allowed when used memory > 'maxmemory'."),
+    "redis's disk": ResponseError("MISCONF Errors writing to the AOF file: No space left on device"),
+    "stock": OperationalError("INSERT", {}, psycopg.errors.DiskFull("could not extend file")),
+}
+
+
+@pytest.mark.parametrize("error", FULL.values(), ids=FULL)
+def test_a_store_without_room_is_told_with_what_to_do(error):
+    class Full(Flaky):
+        def fault(self, _error):
+            return Fault.BUSY
+
+    def work():
+        raise error
+
+    with pytest.raises(CopyError) as ended:
+        patience(Full(), "it", 0, lambda: False).run(work, lambda _: None)
+    assert ended.value.expected == "room in it"
+    assert ended.value.do.startswith("make room there")
 
 
 def test_a_defect_of_ours_is_no_absence():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -17,6 +18,21 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _WAITS: Final = (0.1, 0.3, 1.0, 2.0, 5.0)
 _NAP_SECONDS: Final = 0.1
+_POSTGRESQL_FULL: Final = "53100"
+_MYSQL_FULL: Final = {1021, 1114}
+_REDIS_FULL: Final = ("OOM command not allowed", "MISCONF")
+
+
+def is_full(error: BaseException) -> bool:
+    """Tell whether a server had no room, on its disk or in its memory: each driver says so in its own way."""
+    error = getattr(error, "orig", None) or error  # SQLAlchemy wraps them
+    number = error.args[0] if error.args else None
+    return (
+        getattr(error, "sqlstate", None) == _POSTGRESQL_FULL
+        or number in _MYSQL_FULL
+        or getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+        or any(reason in str(error) for reason in _REDIS_FULL)
+    )
 
 
 class StoppedError(Exception):
@@ -53,10 +69,15 @@ class Patience:
             self._attempt += 1
             return
         found = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        expected = f"{self._place} to answer and to allow what a copy does"
+        do = "see docs/copy.md for the rights that it needs"
+        if is_full(error):
+            expected = f"room in {self._place}"
+            do = "make room there, on its disk or in its memory (docs/copy.md)"
         raise explained(fault, error) or CopyError(
-            expected=f"{self._place} to answer and to allow what a copy does",
+            expected=expected,
             found=found + (f", for {absent:.0f} s" if absent >= 1 else ""),
-            do="see docs/copy.md for the rights that it needs; run this again, it goes on from where it is",
+            do=f"{do}; run this again, it goes on from where it is",
         ) from error
 
     def connect(self) -> str:

@@ -36,6 +36,7 @@ from celery_results.migration.journal import (
     Entry,
     Journal,
 )
+from celery_results.migration.patience import is_full
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -211,7 +212,8 @@ class _Job:
             if isinstance(error, OSError) or any(
                 point.backend.exception_safe_to_retry(error) for point in (source, target)
             ):
-                raise _AwayError(f"a side does not answer: {type(error).__name__}") from error
+                lacks = "has no room" if is_full(error) else "does not answer"
+                raise _AwayError(f"a side {lacks}: {type(error).__name__}") from error
             # A value that the serializer or the column of this side cannot hold, a missing right.
             reasons.append(f"refused by the side {side}: {type(error).__name__}")
 
