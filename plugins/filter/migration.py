@@ -39,7 +39,8 @@ class Call:
 
     def site(self, backend: str) -> str:
         """Return the command that deploys one backend."""
-        return f"{self._program('site.yml')} -e backend={backend}{self._broker()}"
+        broker = f" -e broker={self.source}" if self.source in DRAINS and not self.broker else self._broker()
+        return f"{self._program('site.yml')} -e backend={backend}{'' if backend in DRAINS else broker}"
 
     def _program(self, playbook: str) -> str:
         return f"ansible-playbook {''.join(f'-i {path} ' for path in self.inventory)}{playbook}"
@@ -67,6 +68,16 @@ def migration_call_problems(asked: Mapping[str, Any], available: Iterable[str]) 
     if not problems and asked["source"] == asked["target"]:
         problems.append(f"source and target are both {asked['source']}: name two backends")
     return problems
+
+
+def migration_site_calls(asked: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return what site.yml would be called with for the source, and for the target.
+
+    Results that travel over the broker can have no other one: it comes and goes with them.
+    """
+    names = [str(asked[variable]) for variable in ("source", "target")]
+    broker = str(asked.get("broker") or "")
+    return [{"backend": name, "broker": name if name in DRAINS else broker} for name in names]
 
 
 def migration_record(text: str) -> dict[str, Any]:
@@ -123,7 +134,7 @@ def _deployment_problems(call: Call, hosts: Mapping[str, Mapping[str, Any]]) -> 
                 + call.command(call.stage, source=names.get("RESULT", ""))
                 + f", or deploy it with {call.site(call.source)}"
             )
-        elif names.get("BROKER", "") != call.broker:
+        elif names.get("BROKER", "") != (call.broker or (call.source if call.source in DRAINS else "")):
             found = names.get("BROKER", "")
             yield (
                 f"{host} was deployed with broker={found}: add -e broker={found}"
@@ -247,6 +258,8 @@ def migration_confirm_problems(confirm: str) -> list[str]:
 def migration_gate(asked: Mapping[str, Any], following: str) -> str:
     """Say how to go on from a gate of playbooks/migrate.yml."""
     call = Call(asked)
+    if {call.source, call.target} & set(DRAINS):
+        return f"Nothing is copied, and there are no stages. What to do instead: {call.command('plan')}"
     if not following:
         return (
             f"Results are kept in {call.target} alone. From now on: {call.site(call.target)}\n"
@@ -265,8 +278,10 @@ def migration_gate(asked: Mapping[str, Any], following: str) -> str:
 
 
 def migration_commands(asked: Mapping[str, Any]) -> list[str]:
-    """Return the numbered commands of a whole migration."""
+    """Return the numbered commands of a whole migration; of a drain the only one: its steps the verb says."""
     call = Call(asked)
+    if {call.source, call.target} & set(DRAINS):
+        return [f"   to deploy {call.target}, when it is its turn: {call.site(call.target)}"]
     return [f"{number}. {call.command(stage)}" for number, stage in enumerate(STAGES, 1)] + [
         f"   back, at any time before finish: {call.command('rollback')}",
         f"   where is it: {call.command('status')}",
@@ -328,6 +343,7 @@ class FilterModule:
                 migration_problems,
                 migration_record,
                 migration_report,
+                migration_site_calls,
                 migration_trouble,
                 migration_under_way,
                 migration_walk,

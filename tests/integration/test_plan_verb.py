@@ -242,6 +242,7 @@ def test_rabbitmq_is_a_drain_in_words(stores, tmp_path):
     assert ran.returncode == 0, ran
     document = json.loads(ran.stdout)
     assert "Nothing can be copied" in document["drain"][0]
+    assert "Deploy the new backend: workers first" in document["drain"][3]
     assert "results" not in document
 
 

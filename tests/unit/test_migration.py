@@ -3,6 +3,7 @@
 import datetime as dt
 import json
 import re
+from pathlib import Path
 
 import pytest
 from plugins.filter.migration import (
@@ -16,11 +17,13 @@ from plugins.filter.migration import (
     migration_problems,
     migration_record,
     migration_report,
+    migration_site_calls,
     migration_trouble,
     migration_under_way,
     migration_walk,
 )
 
+PROJECT = Path(__file__).parents[2]
 ROLES = ["redis", "postgresql", "mysql", "sqlite", "rabbitmq"]
 NOW = dt.datetime.now(dt.UTC)
 
@@ -177,6 +180,43 @@ def test_source_and_target_are_judged_by_name(source, target, words):
 def test_the_plan_of_a_drain_is_allowed():
     assert migration_call_problems(asked("plan", "rabbitmq", "redis"), ROLES) == []
     assert migration_call_problems(asked("plan"), ROLES) == []
+
+
+def test_a_drain_is_planned_with_the_broker_that_is_deployed_and_with_none_of_rabbitmqs_side():
+    to_rpc = {**asked("plan", "redis", "rabbitmq"), "extra": 1}
+    assert migration_site_calls(to_rpc) == [
+        {"backend": "redis", "broker": "redis"},
+        {"backend": "rabbitmq", "broker": "rabbitmq"},
+    ]
+    assert migration_problems(to_rpc, {"a": host()}) == []
+    # site.yml -e backend=rabbitmq needs no -e broker=, nor does the plan of its end.
+    from_rpc = {**asked("plan", "rabbitmq", "postgresql"), "broker": None}
+    assert migration_site_calls(from_rpc)[1] == {"backend": "postgresql", "broker": ""}
+    deployed = {"RESULT": "rabbitmq", "BROKER": "rabbitmq"}
+    assert migration_problems(from_rpc, {"a": host(names=deployed)}) == []
+    (problem,) = migration_problems({**from_rpc, "broker": "redis"}, {"a": host(names=deployed)})
+    assert "add -e broker=rabbitmq" in problem
+
+
+def test_the_plan_of_a_drain_names_the_one_command_there_is():
+    (command,) = migration_commands({**asked("plan", "rabbitmq", "postgresql"), "broker": ""})
+    assert command.endswith("ansible-playbook -i prod.yml site.yml -e backend=postgresql -e broker=rabbitmq")
+    (command,) = migration_commands(asked("plan", "redis", "rabbitmq"))
+    assert command.endswith("ansible-playbook -i prod.yml site.yml -e backend=rabbitmq")
+    gate = migration_gate(asked("plan", "redis", "rabbitmq"), "prepare")
+    assert "prepare.yml" not in gate
+    assert "playbooks/migrate/plan.yml -e source=redis -e target=rabbitmq" in gate
+
+
+def test_the_numbered_commands_are_the_stages_in_their_order_and_exist():
+    lines = migration_commands(asked("plan"))
+    playbooks = [name for line in lines for name in re.findall(r"playbooks/migrate/(\w+)\.yml", line)]
+    assert playbooks == [*STAGES, "rollback", "status"]
+    assert [line.partition(".")[0] for line in lines[:6]] == ["1", "2", "3", "4", "5", "6"]
+    for line, name in zip(lines, playbooks, strict=True):
+        call = f"ansible-playbook -i prod.yml playbooks/migrate/{name}.yml"
+        assert line.endswith(f"{call} -e source=redis -e target=postgresql -e broker=redis")
+        assert (PROJECT / f"playbooks/migrate/{name}.yml").is_file()
 
 
 def test_no_host_is_deployed_as_usual_while_results_are_moved():

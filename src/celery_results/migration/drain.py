@@ -49,7 +49,7 @@ def to_rpc(census: Census) -> tuple[str, ...]:
     longest = ""
     if census.longest:
         longest = f" The last one that expires does so in {census.longest / 3600:.1f} hours."
-    chords = "" if census.chords is None else f" ({census.chords} now; see `celery-results stage`)"
+    chords = "" if census.chords is None else f" ({census.chords} now; another plan counts them anew)"
     return _steps(_TO_RPC.format(results=census.results, longest=longest, chords=chords))
 
 
