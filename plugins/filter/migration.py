@@ -18,6 +18,8 @@ NOT_KEPT = (
     "The plan says how its clients drain: "
 )
 DRAINS = ("rabbitmq",)
+# By `celery-results verify` (src/celery_results/migration/verify/compare.py).
+MOST_NAMED = 1000
 
 
 class Call:
@@ -326,6 +328,20 @@ def migration_trouble(run: Mapping[str, Any]) -> str:
     return "\n".join(lines) or json.dumps(report)[:2000]
 
 
+def migration_unlike(run: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """Say how far two stores differ after the last comparison of a stage, and how to go on."""
+    report = migration_report(run)
+    verdicts = ("missing", "extra", "different", "moving")
+    counted = ", ".join(f"{report[verdict]:,} {verdict}" for verdict in verdicts if report.get(verdict))
+    if not counted:
+        return migration_trouble(run)
+    return (
+        f"The last one counted {counted}. A comparison names {MOST_NAMED:,} at most, which are repaired; "
+        "this again goes on with the rest: "
+        f"{Call(asked).command(str(asked['stage']))}\n{migration_trouble(run)}"
+    )
+
+
 class FilterModule:
     """The filters."""
 
@@ -346,6 +362,7 @@ class FilterModule:
                 migration_site_calls,
                 migration_trouble,
                 migration_under_way,
+                migration_unlike,
                 migration_walk,
             )
         }

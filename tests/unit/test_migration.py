@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from plugins.filter.migration import (
+    MOST_NAMED,
     STAGES,
     migration_call_problems,
     migration_commands,
@@ -20,8 +21,11 @@ from plugins.filter.migration import (
     migration_site_calls,
     migration_trouble,
     migration_under_way,
+    migration_unlike,
     migration_walk,
 )
+
+from celery_results.migration.verify import compare
 
 PROJECT = Path(__file__).parents[2]
 ROLES = ["redis", "postgresql", "mysql", "sqlite", "rabbitmq"]
@@ -256,6 +260,18 @@ def test_what_comes_next():
     assert "confirm=cutover" in migration_gate(asked("plan"), "cutover")
     assert "site.yml -e backend=postgresql -e broker=redis" in migration_gate(asked("plan"), "")
     assert len(migration_commands(asked("plan"))) == len(STAGES) + 2
+
+
+def test_what_is_left_after_the_last_comparison_is_counted_with_the_command_that_goes_on():
+    assert MOST_NAMED == compare._MOST_NAMED
+    found = [{"verdict": "missing", "id": f"id{number}", "fields": []} for number in range(1000)]
+    report = {"ok": False, "missing": 4321, "extra": 0, "different": 7, "moving": 0, "findings": found}
+    told = migration_unlike({"rc": 1, "stdout": json.dumps(report)}, asked("verify"))
+    assert "4,321 missing, 7 different. A comparison names 1,000 at most" in told
+    assert "playbooks/migrate/verify.yml -e source=redis -e target=postgresql -e broker=redis" in told
+    assert "missing: id0" in told
+    away = {"ok": False, "error": {"expected": "a", "found": "b", "do": "c"}}
+    assert migration_unlike({"rc": 1, "stdout": json.dumps(away)}, asked("verify")).startswith("expected: a")
 
 
 def test_the_trouble_of_a_verb_is_told_in_words():
