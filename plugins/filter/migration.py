@@ -239,15 +239,18 @@ def migration_next(hosts: Mapping[str, Mapping[str, Any]]) -> str:
     return STAGES[most + 1] if most + 1 < len(STAGES) else ""
 
 
-def migration_walk(following: str, confirm: str) -> list[str]:
-    """Return the stages that playbooks/migrate.yml runs: from the next one up to the first not confirmed."""
+def migration_walk(following: str, confirm: str, check: bool = False) -> list[str]:  # noqa: FBT001, FBT002 # a filter's
+    """Return the stages that playbooks/migrate.yml runs: from the next one up to the first not confirmed.
+
+    With `check` only the next one: no other can be its turn while that is not done.
+    """
     confirmed = {name.strip() for name in confirm.split(",")}
     stages: list[str] = []
     for stage in STAGES[STAGES.index(following) :] if following in STAGES else ():
         if "all" not in confirmed and stage not in confirmed:
             break
         stages.append(stage)
-    return stages
+    return stages[:1] if check else stages
 
 
 def migration_confirm_problems(confirm: str) -> list[str]:
@@ -276,6 +279,16 @@ def migration_gate(asked: Mapping[str, Any], following: str) -> str:
         f"or with everything that follows up to the next gate: {walk} -e confirm={following}\n"
         f"or to the end: {walk} -e confirm=all\n"
         f"The way back: {call.command('rollback')}"
+    )
+
+
+def migration_checked(asked: Mapping[str, Any]) -> str:
+    """Say what a run in check mode has shown."""
+    call = Call(asked)
+    return (
+        "Check mode: nothing was changed. Settings that would change are shown above; copies, comparisons, "
+        "repairs and restarts are not tried, nor a later stage before this one is done: "
+        f"{call.command(call.stage)}"
     )
 
 
@@ -351,6 +364,7 @@ class FilterModule:
             function.__name__: function
             for function in (
                 migration_call_problems,
+                migration_checked,
                 migration_commands,
                 migration_confirm_problems,
                 migration_gate,

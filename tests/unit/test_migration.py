@@ -10,6 +10,7 @@ from plugins.filter.migration import (
     MOST_NAMED,
     STAGES,
     migration_call_problems,
+    migration_checked,
     migration_commands,
     migration_confirm_problems,
     migration_gate,
@@ -244,6 +245,14 @@ def test_no_host_is_deployed_as_usual_while_results_are_moved():
 )
 def test_a_walk_ends_at_the_first_gate_that_is_not_confirmed(following, confirm, stages):
     assert migration_walk(following, confirm) == stages
+
+
+def test_check_mode_looks_at_the_next_stage_only():
+    assert migration_walk("dual_write", "all", check=True) == ["dual_write"]
+    assert migration_walk("dual_write", "", check=True) == []
+    told = migration_checked(asked("dual_write"))
+    assert "nothing was changed" in told
+    assert "playbooks/migrate/dual_write.yml -e source=redis -e target=postgresql -e broker=redis" in told
 
 
 def test_a_gate_that_there_is_not_is_refused():

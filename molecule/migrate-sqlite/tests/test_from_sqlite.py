@@ -3,6 +3,15 @@
 from tests.soak.scenario import MigrationSite, Soak
 
 
+def test_check_mode_of_a_stage_changes_nothing_and_says_so(site: MigrationSite, soak: Soak) -> None:
+    before = soak.fingerprints()
+    run = site.stage("prepare", "--check")
+    assert run.returncode == 0, run.stdout[-6000:]
+    assert "Check mode: nothing was changed" in run.stdout
+    site.assert_hidden(run.stdout)
+    assert soak.fingerprints() == before
+
+
 def test_to_the_cutover_and_back_to_dual_write(site: MigrationSite, soak: Soak) -> None:
     site.does("plan", "prepare", "dual_write", "backfill", "verify", "cutover")
     soak.goes_on()
