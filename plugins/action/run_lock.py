@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import getpass
+import multiprocessing
 import os
 import re
 import socket
@@ -83,8 +84,9 @@ def machine() -> str:
 
 
 def this_run() -> Holder:
-    """Return this run: an action plugin is a child of the ansible-playbook that the user started."""
-    pid = os.getppid()
+    """Return this run: the ansible-playbook that was started, which runs an action or has a child do so."""
+    parent = multiprocessing.parent_process()
+    pid = os.getpid() if parent is None or parent.pid is None else parent.pid
     started = start_time(pid)
     return Holder(
         controller=socket.gethostname(),

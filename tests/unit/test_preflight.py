@@ -1,5 +1,6 @@
 """What preflight refuses: most of it as a pure function, the wiring with the shipped playbook."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -410,7 +411,9 @@ def test_start_time_tells_a_process_from_a_dead_one_and_from_a_zombie():
         assert Path(f"/proc/{child.pid}/stat").read_text().split()[2] == "Z"
         assert start_time(child.pid) == ""
     assert start_time(child.pid) == ""
-    assert run_lock.this_run().pid == os.getppid()
+    assert run_lock.this_run().pid == os.getpid()
+    with multiprocessing.get_context("fork").Pool(1) as workers:
+        assert workers.apply(run_lock.this_run) == run_lock.this_run()
 
 
 def take(path, run, replace=""):
