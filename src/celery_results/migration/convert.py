@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 # Between a task's end and the write of its result: no other expiry is meant by a difference below it.
 _TOLERANCE: Final = 5_000_000
 _COMPRESSED: Final = b"\x00"
-# Rows whose payloads are looked at together.
-_TOGETHER: Final = 200
+# Rows whose payloads are looked at together: more of what they hold, decoded, would leave the cache.
+_TOGETHER: Final = 32
 _PAYLOAD_PLACES: Final[dict[Kind, tuple[int, ...]]] = {
     "results": tuple(TASK_COLUMNS.index(name) for name in PAYLOADS),
     "groups": (GROUP_COLUMNS.index("result"),),

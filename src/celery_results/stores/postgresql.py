@@ -66,7 +66,12 @@ class PostgresTables(DatabaseTables):
         date = DATES[kind] + 1
         with self._connection.cursor().copy(_sql(statement)) as copy:
             copy.set_types(["int8", *(_TYPES.get(name, "bytea") for name in COLUMNS[kind])])
-            for row in copy.rows():
+            # As `copy.rows` does, with three calls less to a row.
+            parse = copy.formatter.parse_row
+            while data := copy.read():
+                row = parse(data)
+                if row is None:
+                    continue  # the trailer, behind which the server says that it is done
                 if row[date] is None:
                     yield row[0], row[1:]
                 else:

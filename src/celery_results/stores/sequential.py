@@ -130,20 +130,23 @@ class SqlSource(_SqlStore):
         first, last = self._tables.bounds(kind)
         large = _LARGE[kind]
         while True:
-            batch = Batch({kind: after}, 0.0)
-            seen = 0
+            batch, seen, weight = Batch({kind: after}, 0.0), 0, 0
+            records = batch.of(kind)
             for number, row in self._tables.read(kind, after, rows):
                 seen += 1
                 after = number
                 if row[0] is None:
                     batch.failures.append(Failure(kind, f"row {number}", "a row without an id"))
                 else:
-                    batch.of(kind).append(row)
-                batch.size += _ROW_BYTES + sum(map(len, filter(None, large(row))))
-                if batch.size >= size:
+                    records.append(row)
+                weight += _ROW_BYTES + sum(map(len, filter(None, large(row))))
+                if weight >= size:
+                    batch.size = weight
                     yield self._placed(batch, kind, after, first, last)
-                    batch = Batch({kind: after}, 0.0)
-            if batch.size:
+                    batch, weight = Batch({kind: after}, 0.0), 0
+                    records = batch.of(kind)
+            if weight:
+                batch.size = weight
                 yield self._placed(batch, kind, after, first, last)
             if seen < rows:
                 return
