@@ -244,7 +244,9 @@ def test_rows_put_together_at_once_are_those_put_together_one_by_one():
     assert [document.id for document in documents] == [row[0] for row in rows]
     for row, document in zip(rows, documents, strict=True):
         assert document.value == Writer().task_document(row)
-        json.loads(document.value)
+        written = json.loads(document.value)
+        assert written.get("retries") == row[10]
+        assert written.get("queue") == (row[11] and row[11].decode())
         if row[3] is not None:
             assert document.deadline == row[3] // 1000 + 86_400_000
 

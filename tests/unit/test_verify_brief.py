@@ -49,12 +49,13 @@ def decoded(text: bytes, terms: Terms = TERMS, end: int | None = ENDS) -> Brief:
     return of_record(record, terms)
 
 
-def of_row(text: bytes) -> Brief | None:
+def of_row(text: bytes, **changes: Any) -> Brief | None:
     """Let the copy make a row, and read it as the database gives it."""
     rows, _ = Converter(Shape("documents"), Shape("rows")).convert("results", [Document(b"t", text, None)])
     row = dict(zip(TASK_COLUMNS, rows[0], strict=True))
     for name in ("status", "traceback", "name", "worker", "queue", "task_id"):
         row[name] = None if row[name] is None else row[name].decode()
+    row |= changes
     when = None if row["date_done"] is None else moment(row["date_done"])
     order = ("task_id", *FIELDS[:-2])
     return Rows(TERMS).brief([row[name] for name in order], when)
@@ -81,6 +82,19 @@ def test_a_usual_result_has_one_number_in_every_form(whole):
     assert found == of_row(text) == decoded(text)
     assert found == of_document(text.replace(b'"children": []', b'"children": null'))
     assert found.done == ENDS - 86_400_000_000
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"name": "n"}, {"args": b"[]"}, {"kwargs": b"{}"}, {"worker": "w"}, {"retries": 0}, {"queue": "q"}],
+    ids=str,
+)
+def test_one_member_of_a_call_is_seen(change):
+    text = json.dumps(BARE).encode()
+    bare, one = of_row(text), of_row(text, **change)
+    assert bare is not None
+    assert one is not None
+    assert one.number != bare.number
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ _OF_RESULT, _OF_ARGS, _OF_KWARGS = (TASK_COLUMNS.index(name) for name in ("resul
 _SHORT_PAYLOAD: Final = 64
 _AT_ONCE: Final = 1 << 19  # of JSON that is decoded to see whether it is some
 _NONE: Final = b"null"
+_NO_CALL: Final = [None, None, None]
 _BARE: Final = (
     b'{"status": %b, "result": %b, "traceback": null, "children": null, "date_done": %b, "task_id": %b}'
 )
@@ -82,7 +83,7 @@ class Writer:
             if name is not None:
                 rest = (texts[name], args or _NONE, kwargs or _NONE, calls[tuple(call)], key)
                 add(_EXTENDED % (*head, *rest))
-            elif args is None and call[0] is None:
+            elif args is None and kwargs is None and call == _NO_CALL:
                 add(_BARE % (*head, key))
             else:
                 add(self.task_document(row))
@@ -127,7 +128,7 @@ class Writer:
             b"null" if children is None else _payload(children, "children"),
             b"null" if date is None else self._time(date),
         )
-        if name is not None or args is not None or worker is not None or stamps is not None:
+        if any(value is not None for value in (name, args, kwargs, worker, retries, queue, stamps)):
             document += (
                 b', "name": %b, "args": %b, "kwargs": %b, "worker": %b, "retries": %b, "queue": %b'
                 % (

@@ -38,6 +38,7 @@ _SECOND: Final = len("07")
 _MOST_CACHED: Final = 10_000
 _SECOND_OF_MICROSECONDS: Final = 1_000_000
 _NULL: Final = b"null"
+_NO_CALL: Final = (None, None, None)
 _DONE: Final = FIELDS.index("date_done")
 
 
@@ -138,7 +139,7 @@ class Rows:
             head, end = self._learn(status, call)
         identifier = name.encode()
         parts: tuple[bytes, ...] = (identifier, head, result or _NULL)
-        if task is None and args is None and worker is None:
+        if task is None and args is None and kwargs is None and call == _NO_CALL:
             parts += (b', "task_id": ',)
         else:
             before = self._names.get(task)
