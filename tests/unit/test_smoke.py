@@ -7,15 +7,19 @@ import io
 import json
 import ssl
 import threading
+import time
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from celery.exceptions import TimeoutError as CeleryTimeoutError
 from kombu.connection import Connection
 
 from celery_results import cli, interruption
 from celery_results.errors import SettingsError
 from celery_results.redaction import Redactor
 from celery_results.smoke import certificates, refusals, report, tasks, transport
+from celery_results.smoke import session as sessions
 from celery_results.smoke.application import Run, build
 from celery_results.smoke.catalog import CATALOG, NAMES, Kind
 from celery_results.smoke.checks import expect
@@ -253,6 +257,31 @@ def test_list_names_every_check_and_a_wrong_name_is_wrong_usage(capsys):
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(NAMES)
     assert cli.main(["smoke", "--only", "chrod"]) == 2
     assert "chrod" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("looks", [1, 2, None])
+def test_a_result_whose_notice_was_missed_is_looked_at_again(monkeypatch, tmp_path, looks):
+    seen = []
+
+    def get(timeout: float, **_: Any) -> str:
+        seen.append(timeout)
+        if len(seen) == looks:
+            return "value"
+        time.sleep(timeout)
+        raise CeleryTimeoutError
+
+    monkeypatch.setattr(sessions, "LOOK_AGAIN_SECONDS", 0.25)
+    session = sessions.Session(None, tmp_path, 0.8, lambda: None)
+    session.start_clock()
+    result = SimpleNamespace(get=get, state="PENDING")
+    if looks:
+        assert session.get(result) == "value"
+        assert len(seen) == looks
+    else:
+        with pytest.raises(CheckFailed, match="no result within"):
+            session.get(result)
+        assert max(seen) <= 0.25
+        assert len(seen) >= 3
 
 
 def test_large_result_says_its_own_digest():
