@@ -28,7 +28,7 @@ help: ## Show this list
 deploy: .venv/.controller ## Provision, configure and prove: make deploy backend=redis [inventory=...]
 	@ansible-playbook -i $(inventory) site.yml $(if $(backend),-e backend=$(backend)) $(if $(broker),-e broker=$(broker))
 
-test: deps ## Everything that CI runs
+test: deps engine ## Everything that CI runs
 	@$(MAKE) --jobs=3 --output-sync=target lint unit images
 	$(MAKE) integration
 	$(MAKE) molecule
