@@ -37,10 +37,19 @@ def start_redis(tmp_path) -> Iterator[Callable[..., RedisLab]]:
 
 
 @pytest.fixture(scope="session")
-def redis_lab(tmp_path_factory) -> Iterator[RedisLab]:
+def shared_redis(tmp_path_factory) -> Iterator[RedisLab]:
     """Give one server as it is deployed, for all tests that leave it so."""
     with RedisLab(tmp_path_factory.mktemp("redis")) as lab:
         yield lab
+
+
+@pytest.fixture
+def redis_lab(shared_redis) -> RedisLab:
+    """Give that server, without what other tests have left on it."""
+    with shared_redis.admin() as admin:
+        admin.flushall()
+    lab: RedisLab = shared_redis
+    return lab
 
 
 @pytest.fixture(scope="module")

@@ -50,8 +50,6 @@ def assert_no_secret(lab: RedisLab, text: str) -> None:
 @pytest.mark.parametrize("broker", [False, True], ids=["private broker", "our broker"])
 def test_everything_holds_as_deployed_and_nothing_is_left(redis_lab, tmp_path, broker):
     config = redis_lab.write_config(tmp_path / "etc", broker=broker)
-    with redis_lab.admin() as admin:
-        admin.flushall()  # what other tests have left on this server
     answer = smoke(config, "--json")
     assert answer.code == 0, answer.stdout + answer.stderr
     assert answer.document["ok"]
