@@ -162,7 +162,7 @@ class StrategyModule(StrategyMixin, Linear):  # type: ignore[misc] # neither shi
         if FAMILIAR:
             remember_templates()
         # What is there now stays to the end: no process needs to look for garbage in it, and so copy it. What
-        # comes is little garbage, and looking for it as often as Python does takes a tenth of a run's time.
+        # comes is little garbage, and looking for it as often as Python does took up to a tenth of a run.
         gc.freeze()
         gc.set_threshold(100_000, 50, 100)
 
