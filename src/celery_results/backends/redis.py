@@ -1,4 +1,4 @@
-"""Celery's Redis backend, which writes only over what it has read, and records a failure on a full server.
+"""Celery's Redis backend; it writes only over what it has read, fails on a full server, and misses no notice.
 
 Celery 5.7 never writes over a stored SUCCESS: it reads, and then writes. What another attempt of the task
 stores between the two is lost, such as a SUCCESS under the RETRY of the attempt before, which Celery stores
@@ -8,20 +8,27 @@ Where maxmemory is reached or the disk of the append-only file is full, Redis re
 then gives a task whose value was refused the state FAILURE, and gives up when that small record is refused
 as well: the client waits on PENDING for ever. Seen with two workers storing 4 MB results: while one is
 refused, the other's buffers hold the memory.
+
+Who waits for a result subscribes to its channel, looks once whether it is there, and then relies on being
+told. Celery 5.7 sends both commands at once, on two connections, and Redis owes them no order: under load it
+may look first, then store and publish what a worker sends, then subscribe, and the client waits for ever.
+After a lost connection Celery looks before it subscribes anew, with the same gap.
 """
 
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from celery import states
 from celery.backends.redis import RedisBackend as CeleryRedisBackend
+from celery.backends.redis import ResultConsumer as CeleryResultConsumer
 from celery.exceptions import BackendStoreError
 from kombu.utils.encoding import bytes_to_str
 from redis.exceptions import OutOfMemoryError, ResponseError
 
 if TYPE_CHECKING:
+    from redis.client import PubSub
     from redis.commands.core import Script
 
 # A whole transaction is refused with EXECABORT and the reason behind it, which is no OutOfMemoryError then.
@@ -50,6 +57,51 @@ class ServerFullError(ResponseError):
     """The server refused to record a failure for want of memory or disk; room may come back."""
 
 
+class ResultConsumer(CeleryResultConsumer):  # type: ignore[misc] # Celery has no types
+    """Look once more as soon as the server has confirmed a subscription: what comes later is told."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 # Celery's
+        """Take what Celery's takes."""
+        super().__init__(*arguments, **options)
+        self._confirmed: set[bytes] = set()
+
+    def start(self, initial_task_id: str, **options: object) -> None:
+        """Subscribe to the first result."""
+        with self._locked():
+            super().start(initial_task_id, **options)
+            self._pubsub.ignore_subscribe_messages = False
+
+    def _reconnect_pubsub(self) -> None:
+        with self._locked():
+            super()._reconnect_pubsub()
+            self._pubsub.ignore_subscribe_messages = False
+
+    def _drain_one(self, pubsub: PubSub, timeout: float | None) -> bool:
+        """Do as Celery does, and with what it throws away; tell whether there was anything to do."""
+        with self.reconnect_on_error():
+            connection = pubsub.connection
+            # Not under redis-py's own wait: data that TLS has decrypted is invisible to poll().
+            if not (pubsub.subscribed and connection is not None and connection.can_read(timeout=0)):
+                return self._look_again()
+            message = pubsub.get_message(timeout=timeout)
+            if message and message["type"] == "message":
+                self.on_state_change(self._decode_result(message["data"]), message)
+            elif message and message["type"] == "subscribe":
+                self._confirmed.add(message["channel"])
+        return True
+
+    def _look_again(self) -> bool:
+        """Read at once all whose subscriptions were confirmed since, and give who waits what is ready."""
+        keys, self._confirmed = sorted(self._confirmed & self.subscribed_to), set()
+        if not keys:
+            return False
+        for value in filter(None, self.backend.client.mget(keys)):
+            meta = self._decode_result(value)
+            if meta["status"] in states.READY_STATES:
+                self.on_state_change(meta, None)
+        return True
+
+
 class RedisBackend(CeleryRedisBackend):  # type: ignore[misc] # Celery has no types
     """Never replace a stored SUCCESS, and retry the record of a failure until the server has room.
 
@@ -57,6 +109,8 @@ class RedisBackend(CeleryRedisBackend):  # type: ignore[misc] # Celery has no ty
     the worker busy, and may never fit. Its task fails at once, with OutOfMemoryError or MISCONF as the
     reason, and it is that failure which is retried.
     """
+
+    ResultConsumer = ResultConsumer
 
     def _store_result(
         self,
