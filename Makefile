@@ -37,8 +37,8 @@ deps: .venv/.dev ## Build .venv with the locked tools
 
 # Debian splits ensurepip from Python; a fresh machine has neither it nor a virtual environment.
 .uv/bin/uv: requirements/uv.txt
-	@python3 -c 'import ensurepip' 2>/dev/null || tools/python-venv
-	python3 -m venv .uv
+	@$(python) -c 'import ensurepip' 2>/dev/null || tools/python-venv
+	$(python) -m venv --clear .uv
 	.uv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	touch $@
 .venv/bin/python: | .uv/bin/uv
@@ -63,7 +63,7 @@ unit: deps ## Tests that need no server and no host
 
 integration: deps ## Tests of the Python package against real servers on loopback
 	@tools/test-servers
-	pytest tests/integration --numprocesses=$(at_once) --dist=loadfile --no-loadscope-reorder
+	pytest tests/integration --numprocesses=$(at_once) --dist=loadfile --no-loadscope-reorder --instafail --timeout=300
 
 engine: ## A Docker engine: started here where none answers
 	@tools/docker-engine
