@@ -1,9 +1,11 @@
 """Time a first run, a second run and the smoke test of site.yml on one pair of hosts; print a table.
 
     .venv/bin/python benchmarks/provision.py [--backend redis] [--release 13] [--rounds 3]
+                                             [--strategies bundle_linear linear]
 
 The hosts are two containers (server, worker) that it starts and removes. Wall seconds, the median of the
-rounds with minimum and maximum; ratios to the first run of the same round. What is measured is the playbooks
+rounds with minimum and maximum; ratios to the first run of the same round. Strategies take turns: bundle_linear
+is the bundle's, over Mitogen's connections; linear is Ansible's own. What is measured is the playbooks
 with package installation; the images must exist (`make images`).
 """
 
@@ -51,7 +53,7 @@ def timed(action: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
-def one_round(backend: str, release: str) -> dict[str, float]:
+def one_round(backend: str, release: str, strategy: str) -> dict[str, float]:
     """Return the seconds of each step on two fresh hosts."""
     server, worker = f"{PREFIX}-server", f"{PREFIX}-worker"
     remove([server, worker])
@@ -62,7 +64,7 @@ def one_round(backend: str, release: str) -> dict[str, float]:
         with tempfile.TemporaryDirectory() as directory:
             inventory = Path(directory) / "hosts.json"
             variables = {
-                "ansible_connection": "community.docker.docker",
+                "ansible_connection": "docker",  # Mitogen replaces it by its short name only
                 "ansible_python_interpreter": "/usr/bin/python3",
                 # The network is theirs alone; the rules would be timed, nftables' installation too.
                 "firewall_enabled": True,
@@ -70,10 +72,12 @@ def one_round(backend: str, release: str) -> dict[str, float]:
             groups: dict[str, object] = {backend: {"hosts": {server: {}}}, "celery": {"hosts": {worker: {}}}}
             inventory.write_text(json.dumps({"all": {"vars": variables, "children": groups}}))
 
+            environ = os.environ | {"ANSIBLE_NOCOLOR": "1", "ANSIBLE_STRATEGY": strategy}
+
             def playbook(name: str) -> None:
                 subprocess.run(
                     ["ansible-playbook", "-i", "inventory/groups.yml", "-i", inventory, name, "-e", f"backend={backend}"],
-                    cwd=PROJECT, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"ANSIBLE_NOCOLOR": "1"},
+                    cwd=PROJECT, check=True, stdout=subprocess.DEVNULL, env=environ,
                 )  # fmt: skip
 
             return {
@@ -105,13 +109,25 @@ def main() -> None:
     parser.add_argument("--backend", default="redis")
     parser.add_argument("--release", default="13", choices=["12", "13"])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--strategies", nargs="+", default=["bundle_linear"], choices=["bundle_linear", "linear"]
+    )
     options = parser.parse_args()
-    rounds = [one_round(options.backend, options.release) for _ in range(options.rounds)]
-    print(f"{options.backend}, Debian {options.release}, server and worker host, {options.rounds} rounds")
+    rounds: dict[str, list[dict[str, float]]] = {strategy: [] for strategy in options.strategies}
+    for _ in range(options.rounds):
+        for strategy, results in rounds.items():
+            results.append(one_round(options.backend, options.release, strategy))
+    for strategy, results in rounds.items():
+        report(f"{options.backend}, Debian {options.release}, server and worker host, {strategy}", results)
+
+
+def report(title: str, results: list[dict[str, float]]) -> None:
+    """Print the table of one strategy."""
+    print(f"{title}, {len(results)} rounds")
     print(f"{'step':24}{'median s':>10}{'min':>8}{'max':>8}{'of first run':>14}")
-    for step in rounds[0]:
-        seconds = [result[step] for result in rounds]
-        ratio = statistics.median(result[step] / result["first run"] for result in rounds)
+    for step in results[0]:
+        seconds = [result[step] for result in results]
+        ratio = statistics.median(result[step] / result["first run"] for result in results)
         print(
             f"{step:24}{statistics.median(seconds):10.1f}{min(seconds):8.1f}{max(seconds):8.1f}{ratio:14.2f}"
         )
