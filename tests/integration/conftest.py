@@ -15,13 +15,14 @@ from tests.integration.soak_case import REDIS_RIGHTS, Walk
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-# Those that take longest; each begins before all others, beside which the last one would run alone.
-LONGEST = ("test_soak.py", "test_soak_builds.py")
+# Those that take longest; they begin before all others, beside which the last one would run alone.
+LONGEST = ("test_dual_backend.py", "test_soak_builds.py", "test_soak.py", "test_rabbitmq_faults.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Have the longest files begin first."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 @pytest.fixture
