@@ -1,13 +1,13 @@
 """Compare the copy engine with raw COPY, with scripts as one would write them and with Celery's own loop; print ratios.
 
-    .venv/bin/python benchmarks/migrate.py [--results 200000] [--rounds 3] [--parts copy verify]
+    .venv/bin/python benchmarks/migrate.py [--results 200000] [--rounds 3] [--parts copy verify live]
                                            [--ways redis-postgresql postgresql-redis ...]
 
 It starts private servers on loopback (those of tests/integration), TLS on, the servers' own defaults kept. Contestants
 take turns in every round, each in a process of its own, on an emptied target; a figure is the median of the rounds with
 minimum and maximum, and a ratio is of two figures of this run. CPU is that of the client process. `naive` is Celery's
 get_task_meta and store_result, one by one: it runs on a sample of --naive results and is scaled, as nobody waits for the
-whole; it also loses fields and restarts every expiry. The part `verify` is in migrate_verify.py.
+whole; it also loses fields and restarts every expiry. The parts `verify` and `live` are in migrate_verify.py and migrate_live.py.
 """
 
 # ruff: noqa: ANN401, S608, S301 # Celery has no types; names and pipes of this file's own
@@ -394,7 +394,7 @@ def main() -> None:
     parser.add_argument("--results", type=int, default=200_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--naive", type=int, default=300, help="results for the naive loop")
-    parser.add_argument("--parts", nargs="+", choices=("copy", "verify"), default=["copy", "verify"])
+    parser.add_argument("--parts", nargs="+", choices=("copy", "verify", "live"), default=["copy", "verify"])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -411,6 +411,10 @@ def main() -> None:
                 from benchmarks.migrate_verify import measure  # noqa: PLC0415 # it imports this file
 
                 measure(arena, options.rounds, sample)
+            if "live" in options.parts:
+                from benchmarks.migrate_live import measure as beside_writers  # noqa: PLC0415 # as above
+
+                beside_writers(arena, options.rounds)
         finally:
             arena.stop()
 

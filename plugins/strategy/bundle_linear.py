@@ -1,8 +1,8 @@
 """Ansible's linear strategy, over Mitogen's connections where Mitogen is installed, as in .venv.
 
 Mitogen keeps one Python process on each host for the whole run instead of starting several for each task: a
-run that changes nothing takes about half the time (benchmarks/provision.py). It replaces the connections ssh,
-local, docker and their like, and becoming root; any other connection works as ever. Without it:
+run that changes nothing takes a quarter of the time (benchmarks/provision.py). It replaces the connections
+ssh, local, docker and their like, and becoming root; any other connection works as ever. Without it:
 ANSIBLE_STRATEGY=linear.
 
 On the controller, a task that runs alone or never leaves it needs no process of its own (`Worker`), and

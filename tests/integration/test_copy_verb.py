@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from tests.integration.copy_case import EXPIRES, OURS, SOURCE, Copying, Place, bulk, fill, redis_place, seen
@@ -240,6 +241,25 @@ def test_a_store_that_answers_slowly_slows_the_copy_down(one, tmp_path):
     brakes = json.loads(stdout)["brakes"]
     assert len(brakes) == 2
     assert min(brake["lowest_share"] for brake in brakes.values()) < 1
+
+
+def test_a_copy_gives_way_to_what_else_runs_here_and_who_measures_for_it_does_not(one, tmp_path):
+    source, target = redis_place(one, 0), redis_place(one, 3)
+    bulk(source, 2_000)
+    copying = Copying(tmp_path, source, target)
+    process = subprocess.Popen(
+        copying.command("--rate", "500", "--batch", "100"),
+        env=copying.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        until(lambda: os.getpriority(os.PRIO_PROCESS, process.pid) == 10, "the copy has begun")
+        probes = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        assert [os.getpriority(os.PRIO_PROCESS, int(pid)) for pid in probes] == [0, 0]
+    finally:
+        process.terminate()
+        process.wait(30)
 
 
 def test_a_probe_measures_a_live_store(one):

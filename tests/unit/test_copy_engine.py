@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -39,6 +42,19 @@ class Clock:
 
 
 # ---- pace
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 10), (5, 5)])
+def test_it_gives_way_unless_somebody_chose_a_niceness(before, after):
+    code = "import os; from celery_results.migration.pace import give_way; give_way(); print(os.nice(0))"
+    ran = subprocess.run(
+        ["nice", "-n", str(before), sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(ran.stdout) == after
 
 
 def test_a_rate_is_a_limit_and_not_an_average():

@@ -86,7 +86,7 @@ def command(  # noqa: PLR0913 - click passes one argument for each option
     from celery_results.migration.checkpoint import Checkpoint  # noqa: PLC0415
     from celery_results.migration.display import shown  # noqa: PLC0415
     from celery_results.migration.engine import Copy, Options  # noqa: PLC0415
-    from celery_results.migration.pace import Pace  # noqa: PLC0415
+    from celery_results.migration.pace import Pace, give_way  # noqa: PLC0415
     from celery_results.stores.endpoint import endpoint  # noqa: PLC0415
 
     if common.env_file is not None:
@@ -105,6 +105,7 @@ def command(  # noqa: PLR0913 - click passes one argument for each option
     with ExitStack() as stack:
         stack.enter_context(file.alone())
         brakes = [] if no_brake else _brakes(stack, (origin, goal), latency)
+        give_way()  # not those who look how fast the stores answer
         show = stack.enter_context(shown(f"{origin.place} → {goal.place}"))
         copy = Copy(
             origin,

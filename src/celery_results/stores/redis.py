@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 _SCAN_COUNT: Final = 1000
 # How much one script reads or writes: the server does nothing else meanwhile.
-_SCRIPT_KEYS: Final = 500
+_SCRIPT_KEYS: Final = 125
 _SCRIPT_BYTES: Final = 1 << 20
 _READ: Final = b"""
 local out, size = {}, 0

@@ -19,7 +19,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from celery_results.migration.pace import Brake, Pace
+from celery_results.migration.pace import Brake, Pace, give_way
 from celery_results.migration.probe import Probe
 from celery_results.migration.verify.brief import Brief
 from celery_results.migration.verify.reading import side
@@ -275,6 +275,7 @@ def main() -> None:
             if limits.latency is not None:
                 answers = stack.enter_context(Probe(store)).answers
                 brakes.append(Brake(store.place, answers, limits.latency))
+            give_way()  # not who looks how fast the store answers
             outcome = found = survey(store, terms, chosen, tell, Pace(limits.rate, brakes))
             found.lowest_share = min((brake.lowest for brake in brakes), default=1.0)
         with open("/proc/self/status", encoding="ascii") as status:  # noqa: PTH123 - a line of it
