@@ -98,10 +98,11 @@ def once(name: str, dual: dict[str, Any], arguments: dict[str, Any]) -> dict[str
         assert writer.stdout is not None
         assert writer.stdout.readline() == b"ready\n"
     time.sleep(IDLE_SECONDS)
+    idle_until = time.monotonic()
     done = start("copy", name, arguments)
     began, ended, count, lowest = json.loads(done.communicate()[0])
     writes = [pair for writer in writers for pair in json.loads(writer.communicate()[0])]
-    alone = sorted(took for at, took in writes if at + took < began)
+    alone = sorted(took for at, took in writes if at + took < idle_until)
     beside = sorted(took for at, took in writes if began <= at < ended)
     return {
         "rate": count / (ended - began),
