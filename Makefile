@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory --no-builtin-rules
 inventory ?= inventory/local.yml
 JOBS ?= $(shell nproc)
 export JOBS
-# Tests of servers wait for half of their time: for deadlines, restarts, results that expire.
+# Tests of servers wait for much of their time: for deadlines, restarts, results that expire.
 at_once = $(shell echo $$(($(JOBS) * 2)))
 export PATH := $(CURDIR)/.venv/bin:$(CURDIR)/.uv/bin:$(PATH)
 # Half of the start of every Ansible command is compiling it, unless Python may keep the bytecode.

@@ -243,20 +243,31 @@ def test_a_store_that_answers_slowly_slows_the_copy_down(one, tmp_path):
     assert min(brake["lowest_share"] for brake in brakes.values()) < 1
 
 
-def test_a_copy_gives_way_to_what_else_runs_here_and_who_measures_for_it_does_not(one, tmp_path):
+def nicenesses(pid: int) -> list[int]:
+    """Give those of a process and of all that it has started; one that ends meanwhile has none."""
+    try:
+        own = os.getpriority(os.PRIO_PROCESS, pid)
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return sorted([own, *(niceness for child in children for niceness in nicenesses(int(child)))])
+
+
+# The copy itself, or the two that read for verify; not who waits for them, nor who asks how fast a store is.
+@pytest.mark.parametrize(("verb", "expected"), [("copy", [0, 0, 10]), ("verify", [0, 0, 0, 10, 10])])
+def test_who_works_gives_way_to_what_else_runs_here_and_who_measures_does_not(one, tmp_path, verb, expected):
     source, target = redis_place(one, 0), redis_place(one, 3)
     bulk(source, 2_000)
+    batch = ["--batch", "100"] if verb == "copy" else []
     copying = Copying(tmp_path, source, target)
     process = subprocess.Popen(
-        copying.command("--rate", "500", "--batch", "100"),
+        copying.command("--rate", "500", *batch, verb=verb),
         env=copying.environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     try:
-        until(lambda: os.getpriority(os.PRIO_PROCESS, process.pid) == 10, "the copy has begun")
-        probes = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        assert [os.getpriority(os.PRIO_PROCESS, int(pid)) for pid in probes] == [0, 0]
+        until(lambda: nicenesses(process.pid) == expected, f"{verb} works")
     finally:
         process.terminate()
         process.wait(30)

@@ -1,4 +1,4 @@
-"""Celery's Redis backend; it writes only over what it has read, fails on a full server, and misses no notice.
+"""Celery's Redis backend, but no SUCCESS is replaced, no failure on a full server and no notice is lost.
 
 Celery 5.7 never writes over a stored SUCCESS: it reads, and then writes. What another attempt of the task
 stores between the two is lost, such as a SUCCESS under the RETRY of the attempt before, which Celery stores
