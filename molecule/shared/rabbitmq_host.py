@@ -27,6 +27,11 @@ def attempt(worker: CeleryHost, site: Site, user: str, code: str = "pass", vhost
     return worker.python(ATTEMPT.format(user=user, password=password, vhost=vhost, code=code))
 
 
+def pid(server: Host) -> str:
+    """Give the process that systemd has for the node."""
+    return str(server.check_output("systemctl show -p MainPID --value rabbitmq-server"))
+
+
 def told(server: Host) -> dict[str, object]:
     """Ask our own tool what differs."""
     answer: dict[str, object] = json.loads(server.check_output("celery-results-rabbitmq pending"))

@@ -4,17 +4,13 @@ import json
 import os
 import signal
 
-from rabbitmq_host import attempt, told
+from rabbitmq_host import attempt, pid, told
 from scenario_support import CeleryHost, Site, until
 from testinfra.host import Host
 
 DIRECTORY = "/var/backups/celery-results/rabbitmq"
 TLS = "/etc/rabbitmq/tls/server.crt"
 SERVED = "echo | openssl s_client -connect 127.0.0.1:5671 2>/dev/null | openssl x509 -noout -fingerprint"
-
-
-def pid(server: Host) -> str:
-    return str(server.check_output("systemctl show -p MainPID --value rabbitmq-server"))
 
 
 def evaluated(server: Host, expression: str) -> str:
