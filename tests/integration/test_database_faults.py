@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import threading
 import time
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from celery.exceptions import BackendStoreError
@@ -15,6 +16,9 @@ from tests.integration.database_case import app_on, backend_on, until
 from tests.integration.database_lab import LABS, DatabaseLab, PostgresLab
 
 from celery_results.backends.database.errors import ReadOnlyServerError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SERVERS = ["postgresql", "mysql"]
 READ_ONLY = {
@@ -29,6 +33,7 @@ TIMEOUT = {
     "postgresql": "ALTER ROLE celery_worker SET statement_timeout = '300ms'",
     "mysql": "SET GLOBAL max_statement_time = 0.3",
 }
+ASLEEP = {"postgresql": "SELECT 7 FROM pg_sleep(3)", "mysql": "SELECT 7 + SLEEP(3)"}
 LIMIT = {
     "postgresql": "ALTER ROLE celery_worker CONNECTION LIMIT {count}",
     "mysql": "ALTER USER celery_worker WITH MAX_USER_CONNECTIONS {count}",
@@ -219,6 +224,40 @@ def test_a_read_only_server_is_named_at_once(lab: DatabaseLab) -> None:
     assert backend.get_result("t") == 1
 
 
+def forked(work: Callable[[], None]) -> int:
+    """Do `work` in a child, and give its pid; it exits with 0 only if the work ends well."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        work()
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def exits(pids: list[int]) -> list[int]:
+    """Give the exit codes of children: -9 for one that did not end and was killed."""
+    running, codes = set(pids), {}
+
+    def ended() -> bool:
+        for pid in sorted(running):
+            reaped, status = os.waitpid(pid, os.WNOHANG)
+            if reaped:
+                running.discard(pid)
+                codes[pid] = os.waitstatus_to_exitcode(status)
+        return not running
+
+    try:
+        until(ended, "the children ended", seconds=60)
+    except AssertionError:
+        for pid in running:
+            os.kill(pid, signal.SIGKILL)
+            codes[pid] = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return [codes[pid] for pid in pids]
+
+
 def test_a_forked_child_uses_no_connection_of_its_parent(lab: DatabaseLab) -> None:
     database = lab.database()
     backend = backend_on(database)
@@ -226,26 +265,59 @@ def test_a_forked_child_uses_no_connection_of_its_parent(lab: DatabaseLab) -> No
     parents = backend._pool._idle[0].session
     waiting = threading.Thread(target=backend.wait_for, args=("late",))
     waiting.start()
+
+    def work(number: int) -> None:
+        for i in range(20):
+            backend.store_result(f"{number}-{i}", i, "SUCCESS")
+            assert backend.get_task_meta(f"{number}-{i}")["result"] == i
+
     children = []
     for number in range(4):
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                for i in range(20):
-                    backend.store_result(f"{number}-{i}", i, "SUCCESS")
-                    assert backend.get_task_meta(f"{number}-{i}")["result"] == i
-                code = 0
-            finally:
-                os._exit(code)
-        children.append(pid)
+        children.append(forked(partial(work, number)))
         backend.store_result(f"parent{number}", 1, "SUCCESS")
-    assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 4
+    assert exits(children) == [0] * 4
     assert backend.get_result("3-19") == 19
     assert parents in {pooled.session for pooled in backend._pool._all}
     backend.store_result("late", 1, "SUCCESS")
     waiting.join(20)
     assert not waiting.is_alive()
+
+
+def test_a_child_forked_while_a_thread_waits_for_an_answer_goes_on(lab: DatabaseLab) -> None:
+    backend = backend_on(lab.database())
+    answers: list[Any] = []
+    waiting = threading.Thread(
+        target=lambda: answers.extend(backend._pool.run(lambda session: session.execute(ASLEEP[lab.scheme])))
+    )
+    waiting.start()
+    until(lambda: backend._pool._all, "the thread is connected")
+    time.sleep(0.5)
+    assert exits([forked(lambda: backend.store_result("child", 1, "SUCCESS"))]) == [0]
+    assert answers == [], "the thread was still waiting when the child was made"
+    assert backend.get_result("child") == 1
+    waiting.join(20)
+    assert answers == [(7,)]
+
+
+def test_children_forked_while_threads_connect_go_on(lab: DatabaseLab) -> None:
+    backend = backend_on(lab.database())
+    ended = threading.Event()
+
+    def connect() -> None:
+        while not ended.is_set():
+            backend.get_state("t")
+            backend._pool.close_idle()
+
+    threads = [threading.Thread(target=connect) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        children = [forked(lambda: backend.store_result("t", 1, "STARTED")) for _ in range(40)]
+        assert exits(children) == [0] * 40
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join(20)
 
 
 def test_an_interrupted_statement_does_not_poison_the_pool(lab: DatabaseLab) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pymysql
 
+from celery_results.backends.database import fork
 from celery_results.backends.database.dialect import (
     EXTENDED_COLUMNS,
     GROUP_SEQUENCE,
@@ -77,8 +78,8 @@ class MySQLSession:
             self.connection.close()
 
     def abandon(self) -> None:
-        """Close this process's descriptor only; the parent's session goes on."""
-        self.connection._force_close()  # noqa: SLF001 # nothing public gives it
+        """Leave the parent's socket: its reader may be locked by a thread that waits for an answer."""
+        fork.blind(self.connection._sock.fileno())  # noqa: SLF001 # nothing public gives it
 
 
 class MySQLDriver:
@@ -117,7 +118,8 @@ class MySQLDriver:
 
     def connect(self) -> MySQLSession:
         """Open a connection and set its session up."""
-        connection = pymysql.connect(**self._arguments)
+        with fork.held_off():
+            connection = pymysql.connect(**self._arguments)
         cursor = connection.cursor()
         for statement in SESSION:
             cursor.execute(statement)

@@ -4,12 +4,12 @@
 
 from __future__ import annotations
 
-import os
 import select
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 
+from celery_results.backends.database import fork
 from celery_results.backends.database.dialect import (
     EXTENDED_COLUMNS,
     GROUP_SEQUENCE,
@@ -74,10 +74,8 @@ class PostgresSession:
         self.connection.close()
 
     def abandon(self) -> None:
-        """Put /dev/null in the socket's place: closing would end the parent's session."""
-        nowhere = os.open(os.devnull, os.O_RDWR)
-        os.dup2(nowhere, self.connection.fileno())
-        os.close(nowhere)
+        """Leave the parent's socket: closing would end its session."""
+        fork.blind(self.connection.fileno())
 
 
 class PostgresDriver:
@@ -106,7 +104,9 @@ class PostgresDriver:
 
     def connect(self) -> PostgresSession:
         """Open a connection in autocommit."""
-        return PostgresSession(psycopg.connect(autocommit=True, **self._arguments))
+        with fork.held_off():
+            connection = psycopg.connect(autocommit=True, **self._arguments)
+        return PostgresSession(connection)
 
     def fault(self, error: BaseException) -> Fault:  # a table in words
         """Judge by SQLSTATE; an error without one comes from the connection."""

@@ -10,6 +10,7 @@ import sqlite3
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
+from celery_results.backends.database import fork
 from celery_results.backends.database.dialect import (
     EXTENDED_COLUMNS,
     READ_COLUMNS,
@@ -80,13 +81,14 @@ class SQLiteDriver:
 
     def connect(self) -> SQLiteSession:
         """Open the file; never make one."""
-        connection = sqlite3.connect(
-            f"file:{quote(self.address.database)}?mode=rw",
-            uri=True,
-            timeout=self._seconds,
-            isolation_level=None,
-            check_same_thread=False,
-        )
+        with fork.held_off():
+            connection = sqlite3.connect(
+                f"file:{quote(self.address.database)}?mode=rw",
+                uri=True,
+                timeout=self._seconds,
+                isolation_level=None,
+                check_same_thread=False,
+            )
         # Of the connection, not of the file; the library's default is a matter of how it was built.
         connection.execute(f"PRAGMA synchronous = {self._synchronous}")
         return SQLiteSession(connection)
