@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from tests.integration.copy_case import (
@@ -18,8 +19,11 @@ from tests.integration.database_case import until
 from tests.integration.database_lab import MariaDBLab, PostgresLab
 from tests.integration.redis_lab import RedisLab
 
+from celery_results.migration.checkpoint import Checkpoint
 from celery_results.migration.engine import Copy, Options
+from celery_results.migration.errors import CopyError
 from celery_results.stores.endpoint import of_settings
+from celery_results.stores.redis import RedisTarget
 
 ODD = """
 CREATE SCHEMA "odd.one";
@@ -176,3 +180,100 @@ def test_how_far_a_database_is_read_is_told_by_its_ids(stores, scheme):
     assert told == sorted(told)
     assert told[0] < 0.2
     assert told[-1] > 0.9
+
+
+def test_a_table_that_fails_in_the_middle_is_told_with_the_servers_reason(stores):
+    source, target, filler = stores.new("postgresql"), stores.new("redis"), stores.new("redis")
+    bulk(filler, 2_000)
+    copied(filler, source)
+    last = source.database.rows("SELECT max(id) FROM celery_taskmeta")[0][0]
+    columns = (
+        "id, task_id, status, result, date_done, children, name, args, kwargs, worker, retries, queue, stamps"
+    )
+    failing = f"SELECT {columns}, (7 / (id - {last}))::text AS traceback FROM celery_taskmeta"  # noqa: S608
+    with source.database.admin() as connection:
+        # So that the rows before it are on their way when the server meets it.
+        connection.execute("ANALYZE celery_taskmeta")
+        connection.execute(f"CREATE VIEW failing AS {failing}")
+        connection.execute("GRANT SELECT ON failing TO celery_worker")
+    source.settings["database_table_names"] = {"task": "failing", "group": "celery_tasksetmeta"}
+    with pytest.raises(CopyError, match="division by zero"):
+        copied(source, target)
+
+
+def test_a_date_that_none_has_fails_alone(stores):
+    source, target = stores.new("postgresql"), stores.new("redis")
+    stored = fill(source)
+    dates = ("infinity", "-infinity", "294270-01-01", "0044-03-15 BC", "9999-12-31 23:59:59.5")
+    names = list(stored)[: len(dates)]
+    for name, date in zip(names, dates, strict=True):
+        source.database.rows(f"UPDATE celery_taskmeta SET date_done = '{date}' WHERE task_id = '{name}'")  # noqa: S608
+    progress = Copy(of_settings(settings(source), "one"), of_settings(settings(target), "two")).run()
+    assert progress.complete
+    assert {failure.id for failure in progress.failures} == set(names[:4])
+    assert {failure.reason for failure in progress.failures} == {
+        "date_done is no date between the years 1 and 9999"
+    }
+    assert seen(target.app(), names[4])["date_done"] == seen(source.app(), names[4])["date_done"]
+
+
+def test_a_life_is_counted_from_when_it_was_asked_for(stores):
+    place = stores.new("redis")
+    ids = bulk(place, 3_000)
+    source = of_settings(settings(place), "one").source()
+    source.connect()
+    prefix = "celery-task-meta-"
+    found = {}
+    # Small batches, most of which end between two answers; the next one is asked for late.
+    for number, batch in enumerate(source.batches(None, 10_000, 50_000)):
+        found.update({document.id.decode(): document.deadline for document in batch.results})
+        if number < 4:
+            time.sleep(0.5)
+    source.close()
+    assert set(found) == ids
+    late = [found[name] - place.redis.pexpiretime(prefix + name) for name in ids]
+    assert max(map(abs, late)) < 300
+
+
+def test_what_one_script_does_not_read_is_asked_for_again(stores):
+    place = stores.new("redis")
+    text = "x" * 300_000
+    ids = bulk(place, 60, lambda number: {"n": number, "text": text})
+    source = of_settings(settings(place), "one").source()
+    source.connect()
+    sizes = []
+    found = []
+    for batch in source.batches(None, 10_000, 4 << 20):
+        found += [document.id.decode() for document in batch.results]
+        sizes.append(batch.size)
+    source.close()
+    assert sorted(found) == sorted(ids)
+    # A batch, and what was under way when it was full.
+    assert max(sizes) < (4 << 20) + 3 * ((1 << 20) + 2 * len(text))
+
+
+def test_what_was_stored_before_an_error_is_noted(stores, tmp_path, monkeypatch):
+    source, target = stores.new("postgresql"), stores.new("redis")
+    filler = stores.new("redis")
+    bulk(filler, 4_500)
+    copied(filler, source)
+    goal = of_settings(settings(target), "two")
+    file = Checkpoint(tmp_path / "copy.json", "one", "two")
+    writes = []
+    write = RedisTarget.write
+
+    def failing(self, kind, records):
+        writes.append(len(records))
+        if len(writes) == 4:
+            raise ZeroDivisionError
+        return write(self, kind, records)
+
+    monkeypatch.setattr(RedisTarget, "write", failing)
+    with pytest.raises(ZeroDivisionError):
+        Copy(of_settings(settings(source), "one"), goal, file).run()
+    assert target.count() == 3_000
+    assert file.load().total.copied == 3_000
+    progress = Copy(of_settings(settings(source), "one"), goal, file).run()
+    assert progress.total.copied == 4_500
+    assert progress.total.present == 0
+    assert sum(writes[4:]) == 1_500

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import secrets
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,19 +12,19 @@ from celery_results.stores.record import TASK_COLUMNS, Row
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_HARMLESS: Final = re.compile(rb"[ !#-\[\]-~]*").fullmatch  # what JSON writes as it is
+# What JSON writes as it is.
+_HARMLESS: Final = bytes(set(range(ord(" "), ord("~") + 1)) - {ord('"'), ord("\\")})
 _MOST_CACHED: Final = 10_000
 _OF_RESULT, _OF_ARGS, _OF_KWARGS = (TASK_COLUMNS.index(name) for name in ("result", "args", "kwargs"))
 _SHORT_PAYLOAD: Final = 64
 _AT_ONCE: Final = 1 << 19  # of JSON that is decoded to see whether it is some
 _NONE: Final = b"null"
-_NO_CALL: Final = [None, None, None]
 _BARE: Final = (
-    b'{"status": %b, "result": %b, "traceback": null, "children": null, "date_done": %b, "task_id": %b}'
+    b'{"status": %b, "result": %b, "traceback": null, "children": null, "date_done": %b, "task_id": "%b"}'
 )
 _EXTENDED: Final = (
     b'{"status": %b, "result": %b, "traceback": null, "children": null, "date_done": %b, "name": %b,'
-    b' "args": %b, "kwargs": %b, %b%b}'
+    b' "args": %b, "kwargs": %b, %b"%b"}'
 )
 _VALID: Final = frozenset((b"null", b"[]", b"{}", b"true", b"false"))
 
@@ -69,22 +68,34 @@ class Writer:
 
     def task_documents(self, rows: Sequence[Row]) -> list[bytes]:
         """Put some rows together, whose payloads are looked at all at once; raises MalformedError."""
-        if not self._all_json(rows):
+        if not self._all_json(rows) or b"".join([row[0] for row in rows]).translate(None, _HARMLESS):
             return [self.task_document(row) for row in rows]
         documents: list[bytes] = []
         add, texts, calls, time = documents.append, self._texts, self._calls, self._time
         for row in rows:
-            identifier, status, result, date, trace, children, name, args, kwargs, *call, stamps = row
+            (
+                identifier,
+                status,
+                result,
+                date,
+                trace,
+                children,
+                name,
+                args,
+                kwargs,
+                worker,
+                retries,
+                queue,
+                stamps,
+            ) = row
             if date is None or trace is not None or children is not None or stamps is not None:
                 add(self.task_document(row))
-                continue
-            key = b'"%b"' % identifier if _HARMLESS(identifier) else _quoted(identifier)
-            head = (texts[status], result or _NONE, time(date))
-            if name is not None:
-                rest = (texts[name], args or _NONE, kwargs or _NONE, calls[tuple(call)], key)
-                add(_EXTENDED % (*head, *rest))
-            elif args is None and kwargs is None and call == _NO_CALL:
-                add(_BARE % (*head, key))
+            elif name is not None:
+                call = calls[worker, retries, queue]
+                members = (args or _NONE, kwargs or _NONE, call, identifier)
+                add(_EXTENDED % (texts[status], result or _NONE, time(date), texts[name], *members))
+            elif args is None and kwargs is None and worker is None and retries is None and queue is None:
+                add(_BARE % (texts[status], result or _NONE, time(date), identifier))
             else:
                 add(self.task_document(row))
         return documents
@@ -95,7 +106,7 @@ class Writer:
             value
             for row in rows
             for value in (row[_OF_RESULT], row[_OF_ARGS], row[_OF_KWARGS])
-            if value is not None and value not in known
+            if value is not None and (len(value) > _SHORT_PAYLOAD or value not in known)
         ]
         if not all_json(payloads):
             return False
@@ -209,6 +220,6 @@ def _payload(value: bytes | None, column: str) -> bytes:
 def _quoted(value: bytes | None) -> bytes:
     if value is None:
         return b"null"
-    if _HARMLESS(value):
+    if not value.translate(None, _HARMLESS):
         return b'"%b"' % value
     return json.dumps(value.decode(errors="replace")).encode()

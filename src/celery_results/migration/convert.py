@@ -12,6 +12,7 @@ from celery_results.migration.cut import Cutter
 from celery_results.migration.document import MalformedError
 from celery_results.migration.lossy import Lossy
 from celery_results.stores.record import (
+    DOCUMENT,
     GROUP_COLUMNS,
     PAYLOADS,
     TASK_COLUMNS,
@@ -225,10 +226,9 @@ class Converter:
             except MalformedError:
                 part, values = self._one_by_one(part, failures)
             whole = None if life is None else now_ms() + life
-            for row, value in zip(part, values, strict=True):
-                date = row[TASK_DATE]
-                deadline = whole if life is None or date is None else date // 1000 + life
-                done.append(Document(row[0], value, deadline))
+            dates = (row[TASK_DATE] for row in part)
+            deadlines = [whole if life is None or date is None else date // 1000 + life for date in dates]
+            done.extend(map(DOCUMENT, zip([row[0] for row in part], values, deadlines, strict=True)))
         return done, failures
 
     def _one_by_one(self, rows: list[Row], failures: list[Failure]) -> tuple[list[Row], list[bytes]]:

@@ -1,4 +1,4 @@
-"""The copy: one thread reads and converts, this one writes, and notes each batch once it is durable.
+"""The copy: one thread reads and converts, this one writes, and notes how far it is once that is durable.
 
 Insert-if-absent makes everything repeatable: a batch is written again after a lost connection, a run after a
 kill, and what is there is counted as there. A position is only kept where it means the same: not across the
@@ -34,7 +34,11 @@ _AHEAD: Final = 2  # batches that are read while one is written
 
 @dataclass(frozen=True)
 class Options:
-    """How to copy; a batch has about so many records or bytes, a store may be away for `patience` seconds."""
+    """How to copy; a store may be away for `patience` seconds.
+
+    A batch has about so many records or bytes, or fewer if the target likes that better; after each `rows`
+    records the position is noted.
+    """
 
     rows: int = ROWS
     size: int = BYTES
@@ -78,6 +82,7 @@ class Copy:
         self._to_target = Patience(self._target, target.place, self._options.patience, stop)
         self._converter = Converter(source.shape, target.shape, self._target.packer)
         self._checkpoint = checkpoint
+        self._unsaved = 0  # records since the position was noted
         self._pace = pace or Pace()
         self._on_progress = on_progress
         self._stop = stop
@@ -101,6 +106,9 @@ class Copy:
                         self.progress.begin_anew()
             except StoppedError:
                 pass
+            finally:
+                if self._unsaved:
+                    self._save()
         return self.progress
 
     def _meet_stores(self) -> None:
@@ -136,9 +144,10 @@ class Copy:
     def _read(self, position: Position | None) -> Generator[_Prepared, None, None]:
         """Give batches as the target takes them: the work of the reading thread."""
         identity = self.progress.source_identity
+        rows = min(self._options.rows, self._target.rows)
         while True:
             try:
-                batches = self._source.batches(position, self._options.rows, self._options.size)
+                batches = self._source.batches(position, rows, self._options.size)
                 for batch in batches:
                     self._to_source.answered()
                     yield self._prepare(batch)
@@ -186,7 +195,9 @@ class Copy:
         progress.failures += failures[: MOST_FAILURES - len(progress.failures)]
         progress.lossy.update(prepared.lossy)
         progress.position, progress.fraction = batch.position, batch.fraction
-        self._save()
+        self._unsaved += max(1, sum(prepared.read.values()))
+        if self._unsaved >= self._options.rows:
+            self._save()
 
     def _see_target(self, identity: str) -> None:
         """Begin anew where a target that may forget was away."""
@@ -194,5 +205,6 @@ class Copy:
             raise _RestartedError
 
     def _save(self) -> None:
+        self._unsaved = 0
         if self._checkpoint is not None:
             self._checkpoint.save(self.progress)

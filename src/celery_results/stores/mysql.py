@@ -12,7 +12,7 @@ from pymysql.cursors import SSCursor
 from celery_results.stores import mysql_load
 from celery_results.stores.record import microseconds, moment
 from celery_results.stores.sequential import DuplicateError, RefusedRowsError
-from celery_results.stores.tables import COLUMNS, DATES, DatabaseTables
+from celery_results.stores.tables import COLUMNS, DATES, DatabaseTables, weight
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -68,7 +68,7 @@ class MySQLTables(DatabaseTables):
             self._connection._force_close()  # noqa: SLF001 # in the middle of an answer there is no other way
         self._connection = None
 
-    def read(self, kind: Kind, after: int, rows: int) -> Iterator[tuple[int, Row]]:
+    def read(self, kind: Kind, after: int, rows: int) -> Iterator[tuple[int, Row, int]]:
         """Stream one SELECT."""
         assert self._connection is not None
         date = DATES[kind]
@@ -82,7 +82,7 @@ class MySQLTables(DatabaseTables):
                 values[date] = None
                 row = [value.encode() if isinstance(value, str) else value for value in values]
                 row[date] = None if when is None else microseconds(when)
-                yield int(number), tuple(row)
+                yield int(number), tuple(row), weight(kind, row)
 
     def present(self, kind: Kind, ids: Sequence[bytes]) -> Collection[bytes]:
         """Look them up by the unique index."""

@@ -10,12 +10,13 @@ from __future__ import annotations
 import datetime as dt
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
 from celery_results.archive.records import COLUMNS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from celery_results.backends.database.errors import Fault
     from celery_results.stores.copy_rows import Packer
@@ -45,6 +46,10 @@ class Document(NamedTuple):
     id: bytes
     value: bytes
     deadline: int | None
+
+
+# Takes the three as one tuple, without the call of a Python function that a named tuple's own constructor is.
+DOCUMENT: Final[Callable[[tuple[bytes, bytes, int | None]], Document]] = partial(tuple.__new__, Document)
 
 
 class Failure(NamedTuple):
@@ -124,6 +129,7 @@ class Target(Store, Protocol):
     """A store that is filled; what was written may be gone under another identity."""
 
     packer: Packer | None  # where `write` takes packed results too
+    rows: int  # records that are best written together
 
     def write(self, kind: Kind, records: Sequence[Any]) -> Written:
         """Store what is absent, durably; what is there stays. Repeating it does no harm."""

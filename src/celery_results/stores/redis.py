@@ -8,7 +8,7 @@ source `+scan +evalsha_ro +evalsha +script|load +get +pttl`, target `+evalsha +s
 from __future__ import annotations
 
 import re
-from functools import partial
+from collections import deque
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from redis.exceptions import (
@@ -26,10 +26,20 @@ from redis.exceptions import (
 )
 
 from celery_results.backends.database.errors import Fault
-from celery_results.stores.record import NO_RESULT, Batch, Document, Form, Kind, Position, Written, now_ms
+from celery_results.stores.record import (
+    DOCUMENT,
+    NO_RESULT,
+    Batch,
+    Document,
+    Form,
+    Kind,
+    Position,
+    Written,
+    now_ms,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Generator, Iterable, Iterator, Sequence
 
     from redis import Redis
 
@@ -39,6 +49,10 @@ _SCAN_COUNT: Final = 1000
 # How much one script reads or writes: the server does nothing else meanwhile.
 _SCRIPT_KEYS: Final = 125
 _SCRIPT_BYTES: Final = 1 << 20
+# Scripts on their way: the server works meanwhile, and others get their turn between two of them. What is
+# read must be held when it comes; of what is written only few bytes come back.
+_READS: Final = 2
+_WRITES: Final = 8
 _READ: Final = b"""
 local out, size = {}, 0
 for i, key in ipairs(KEYS) do
@@ -67,8 +81,6 @@ _CURSOR_BITS: Final = 64
 _NO_TTL: Final = -1
 # What a document takes in memory beside its value.
 _DOCUMENT_BYTES: Final = 300
-# Without the call of a Python function that a named tuple's own constructor is.
-_DOCUMENT: Final[Callable[[tuple[bytes, bytes, int | None]], Document]] = partial(tuple.__new__, Document)
 
 
 class _Client:
@@ -99,26 +111,31 @@ class _Client:
         match = re.search(rb"run_id:(\w+)", found if isinstance(found, bytes) else str(found).encode())
         return match[1].decode() if match else ""
 
-    def ask(self, *words: bytes) -> Any:  # noqa: ANN401 # bytes, int, None or a list of them
-        return self.ask_packed(pack(words))
-
-    def ask_packed(self, command: bytes) -> Any:  # noqa: ANN401 # as `ask`
-        connection = self._connection
-        if connection is None:
+    def send(self, command: bytes) -> None:
+        """Send a packed command; its answer comes in its turn."""
+        if self._connection is None:
             raise ConnectionError("not connected")
-        connection.send_packed_command([command])
-        return connection.read_response(disable_decoding=True)
+        self._connection.send_packed_command([command])
 
-    def run(self, command: bytes, script: bytes, keys: int, others: int, arguments: bytes) -> Any:  # noqa: ANN401 # as `ask`
-        """Call a script with keys and other arguments that are packed already."""
-        words = packed([command, self.load(script), b"%d" % keys])
-        return self.ask_packed(b"*%d\r\n%b%b" % (3 + keys + others, words, arguments))
+    def answer(self) -> Any:  # noqa: ANN401 # bytes, int, None or a list of them
+        """Read the next answer; raises what it says."""
+        return self._connection.read_response(disable_decoding=True)
 
-    def load(self, script: bytes) -> bytes:
-        """Give the digest of a script that the server knows."""
-        if script not in self._loaded:
-            self._loaded[script] = cast("bytes", self.ask(b"SCRIPT", b"LOAD", script))
-        return self._loaded[script]
+    def ask(self, *words: bytes) -> Any:  # noqa: ANN401 # as `answer`
+        self.send(pack(words))
+        return self.answer()
+
+    def call(self, command: bytes, script: bytes, keys: int, others: int, packed_words: list[bytes]) -> None:
+        """Send a call of a script with keys and other arguments that are packed already."""
+        words = packed([command, self._loaded[script], b"%d" % keys])
+        self.send(b"".join((b"*%d\r\n" % (3 + keys + others), words, *packed_words)))
+
+    def load(self, script: bytes) -> bool:
+        """Have the server know a script; tell whether it is the first time on this connection."""
+        if script in self._loaded:
+            return False
+        self._loaded[script] = cast("bytes", self.ask(b"SCRIPT", b"LOAD", script))
+        return True
 
 
 def pack(words: Sequence[bytes]) -> bytes:
@@ -136,6 +153,9 @@ def packed(words: Sequence[bytes]) -> bytes:
     for word in words:
         parts += (b"$%d\r\n" % len(word), word, b"\r\n")
     return b"".join(parts)
+
+
+_READ_LIMIT: Final = packed([b"%d" % _SCRIPT_BYTES])
 
 
 def fault(error: BaseException) -> Fault:
@@ -191,24 +211,18 @@ class RedisSource(_RedisStore):
     A key that SCAN names twice, as it may while the table grows, is read twice.
     """
 
-    _read = b"EVALSHA_RO"
+    _script = b"EVALSHA_RO"
 
     def batches(self, position: Position | None, rows: int, size: int) -> Iterator[Batch]:
         """Walk the cursor to its end."""
+        self._prepare()
         cursor = (position or {}).get("cursor", 0)
         batch = Batch({"cursor": cursor}, 0.0)
+        self._client.send(self._scan(cursor))
         while True:
-            answer = self._client.ask(*self._scan(cursor))
-            following = int(answer[0])
-            for kind, named in self._named(answer[1]).items():
-                keys = named
-                while keys:
-                    keys = keys[self._collect(kind, keys[:_SCRIPT_KEYS], batch) :]
-                    if batch.size >= size:
-                        # Perhaps not all that this cursor names: a resumed copy sees it again.
-                        yield batch
-                        batch = Batch({"cursor": cursor}, batch.fraction)
-            cursor = following
+            answer = self._client.answer()
+            cursor = int(answer[0])
+            batch = yield from self._values(self._named(answer[1]), batch, size, self._scan(cursor))
             batch.position = {"cursor": cursor}
             batch.fraction = fraction(cursor) if cursor else 1.0
             if cursor == 0:
@@ -218,39 +232,69 @@ class RedisSource(_RedisStore):
                 yield batch
                 batch = Batch({"cursor": cursor}, batch.fraction)
 
-    def _scan(self, cursor: int) -> tuple[bytes, ...]:
-        common = _escaped(_common_prefix(list(self._prefixes.values()))) + b"*"
-        return b"SCAN", b"%d" % cursor, b"MATCH", common, b"COUNT", b"%d" % _SCAN_COUNT
+    def _values(
+        self, keys: list[tuple[Kind, list[bytes]]], batch: Batch, size: int, following: bytes
+    ) -> Generator[Batch, None, Batch]:
+        """Read what a SCAN has named, send the `following` one; give batches that are full, return the last.
 
-    def _named(self, keys: Sequence[bytes]) -> dict[Kind, list[bytes]]:
+        While one is given nothing is under way: what remains of a life is counted from when it was asked for.
+        """
+        sent: deque[tuple[Kind, list[bytes]]] = deque()
+        while keys or sent:
+            while keys and len(sent) < _READS and batch.size < size:
+                kind, named = keys.pop()
+                self._client.call(self._script, _READ, len(named), 1, [packed(named), _READ_LIMIT])
+                sent.append((kind, named))
+            kind, named = sent.popleft()
+            unread = named[self._collect(kind, named, batch) :]
+            if unread:
+                keys.append((kind, unread))
+            if batch.size >= size and not sent:
+                # Perhaps not all that this cursor names: a resumed copy sees it again.
+                yield batch
+                batch = Batch(batch.position, batch.fraction)
+        self._client.send(following)
+        return batch
+
+    def _prepare(self) -> None:
+        """Load the script; before Redis 7 there is no EVALSHA_RO."""
+        if not self._client.load(_READ):
+            return
+        try:
+            self._script = b"EVALSHA_RO"
+            self._client.call(self._script, _READ, 0, 1, [_READ_LIMIT])
+            self._client.answer()
+        except ResponseError as error:
+            if "unknown command" not in str(error).lower():
+                raise
+            self._script = b"EVALSHA"
+
+    def _scan(self, cursor: int) -> bytes:
+        common = _escaped(_common_prefix(list(self._prefixes.values()))) + b"*"
+        return pack((b"SCAN", b"%d" % cursor, b"MATCH", common, b"COUNT", b"%d" % _SCAN_COUNT))
+
+    def _named(self, keys: Sequence[bytes]) -> list[tuple[Kind, list[bytes]]]:
+        """Sort keys by kind, a script's worth at a time."""
         task, group = self._prefixes["results"], self._prefixes["groups"]
-        results = [key for key in keys if key.startswith(task)]
-        if len(results) == len(keys):
-            return {"results": results}
-        return {
-            "results": results,
-            "groups": [key for key in keys if key.startswith(group) and not _CHORD.search(key)],
-        }
+        named: dict[Kind, list[bytes]] = {"results": [key for key in keys if key.startswith(task)]}
+        if len(named["results"]) < len(keys):
+            named["groups"] = [key for key in keys if key.startswith(group) and not _CHORD.search(key)]
+        return [
+            (kind, of_kind[first : first + _SCRIPT_KEYS])
+            for kind, of_kind in named.items()
+            for first in range(0, len(of_kind), _SCRIPT_KEYS)
+        ]
 
     def _collect(self, kind: Kind, keys: Sequence[bytes], batch: Batch) -> int:
-        """Read values into a batch until there is a script's worth; tell how many keys that took."""
-        client = self._client
-        arguments = packed(keys) + packed([b"%d" % _SCRIPT_BYTES])
-        try:
-            found = client.run(self._read, _READ, len(keys), 1, arguments)
-        except ResponseError as error:
-            # Before Redis 7 there is no EVALSHA_RO.
-            if self._read == b"EVALSHA" or "unknown command" not in str(error).lower():
-                raise
-            self._read = b"EVALSHA"
-            found = client.run(self._read, _READ, len(keys), 1, arguments)
+        """Take the next script's answer into a batch; tell how many of its keys it has read."""
+        found = self._client.answer()
         now = now_ms()
         start = len(self._prefixes[kind])
         values = found[::2]
         read = len(values)
         ids = [key[start:] for key in keys[:read]]
         deadlines = [None if left == _NO_TTL else now + left for left in found[1::2]]
-        documents: Iterable[Document] = map(_DOCUMENT, zip(ids, values, deadlines, strict=True))
+        documents: Iterable[Document] = map(DOCUMENT, zip(ids, values, deadlines, strict=True))
         if gone := values.count(None):
             batch.expired[kind] = batch.expired.get(kind, 0) + gone
             documents = [document for document in documents if document.value is not None]
@@ -264,37 +308,52 @@ class RedisTarget(_RedisStore):
     """A server that is filled by SET NX PX: what is there stays, the rest gets what remains of its life."""
 
     packer: Packer | None = None
+    rows = 1000
 
     def write(self, kind: Kind, records: Sequence[Document]) -> Written:
         """Store what is absent; what has expired meanwhile is not stored."""
         done = Written()
-        first = size = 0
-        for place, document in enumerate(records):
-            length = len(document[1])
-            if place > first and (place - first >= _SCRIPT_KEYS or size + length > _SCRIPT_BYTES):
-                self._store(kind, records[first:place], done)
-                first, size = place, 0
-            size += length
-        if records:
-            self._store(kind, records[first:], done)
+        sent: deque[int] = deque()
+        self._client.load(_WRITE)
+        for some in _script_fulls(records):
+            now = now_ms()
+            alive = [document for document in some if document[2] is None or document[2] > now]
+            done.expired += len(some) - len(alive)
+            if alive:
+                self._send(kind, alive, now)
+                sent.append(len(alive))
+            if len(sent) > _WRITES:
+                self._count(sent.popleft(), done)
+        while sent:
+            self._count(sent.popleft(), done)
         return done
 
-    def _store(self, kind: Kind, documents: Sequence[Document], done: Written) -> None:
-        now = now_ms()
+    def _send(self, kind: Kind, documents: Sequence[Document], now: int) -> None:
         prefix = self._prefixes[kind]
-        alive = [document for document in documents if document[2] is None or document[2] > now]
-        done.expired += len(documents) - len(alive)
-        if not alive:
-            return
-        keys = packed([prefix + identifier for identifier, _, _ in alive])
-        values: list[bytes] = []
-        for _, value, deadline in alive:
+        words = [packed([prefix + identifier for identifier, _, _ in documents])]
+        for _, value, deadline in documents:
             left = b"" if deadline is None else b"%d" % (deadline - now)
-            values += (b"$%d\r\n" % len(value), value, b"\r\n$%d\r\n%b\r\n" % (len(left), left))
-        arguments = keys + b"".join(values)
-        stored = self._client.run(b"EVALSHA", _WRITE, len(alive), 2 * len(alive), arguments).count(b"1")
+            words += (b"$%d\r\n" % len(value), value, b"\r\n$%d\r\n%b\r\n" % (len(left), left))
+        self._client.call(b"EVALSHA", _WRITE, len(documents), 2 * len(documents), words)
+
+    def _count(self, documents: int, done: Written) -> None:
+        stored = self._client.answer().count(b"1")
         done.copied += stored
-        done.present += len(alive) - stored
+        done.present += documents - stored
+
+
+def _script_fulls(records: Sequence[Document]) -> Iterator[Sequence[Document]]:
+    """Cut records into what one script writes."""
+    for first in range(0, len(records), _SCRIPT_KEYS):
+        some = records[first : first + _SCRIPT_KEYS]
+        sizes = [len(value) for _, value, _ in some]
+        start = size = 0
+        for place, length in enumerate(sizes) if sum(sizes) > _SCRIPT_BYTES else ():
+            if place > start and size + length > _SCRIPT_BYTES:
+                yield some[start:place]
+                start, size = place, 0
+            size += length
+        yield some[start:]
 
 
 def fraction(cursor: int) -> float:

@@ -8,13 +8,10 @@ table and no right to make one, and writes nothing where everything is there.
 
 from __future__ import annotations
 
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from celery_results.stores.record import (
     NO_RESULT,
-    PAYLOADS,
-    TASK_COLUMNS,
     Batch,
     Failure,
     Form,
@@ -25,7 +22,7 @@ from celery_results.stores.record import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from celery_results.backends.database.errors import Fault
     from celery_results.stores.copy_rows import Packer
@@ -34,13 +31,6 @@ if TYPE_CHECKING:
 _ATTEMPTS: Final = 6
 # A row takes about this much beside its payloads, in memory and in a statement.
 _ROW_BYTES: Final = 400
-
-
-# The values that may be large; the others are counted in the above.
-_LARGE: Final[dict[Kind, Callable[[Row], tuple[bytes | None, ...]]]] = {
-    "results": itemgetter(*(TASK_COLUMNS.index(name) for name in (*PAYLOADS, "traceback"))),
-    "groups": itemgetter(slice(1, 2)),
-}
 
 
 class DuplicateError(Exception):
@@ -74,8 +64,8 @@ class Tables(Protocol):
     def bounds(self, kind: Kind) -> tuple[int, int]:
         """Give the lowest and the highest id; 0, 0 for an empty table."""
 
-    def read(self, kind: Kind, after: int, rows: int) -> Iterator[tuple[int, Row]]:
-        """Give (id, row) by id, so many after one, as they come from the server."""
+    def read(self, kind: Kind, after: int, rows: int) -> Iterator[tuple[int, Row, int]]:
+        """Give (id, row, about its bytes) by id, so many after one, as they come from the server."""
 
     def present(self, kind: Kind, ids: Sequence[bytes]) -> Collection[bytes]:
         """Name those of which there is a row."""
@@ -128,18 +118,16 @@ class SqlSource(_SqlStore):
 
     def _read(self, kind: Kind, after: int, rows: int, size: int) -> Iterator[Batch]:
         first, last = self._tables.bounds(kind)
-        large = _LARGE[kind]
         while True:
             batch, seen, weight = Batch({kind: after}, 0.0), 0, 0
             records = batch.of(kind)
-            for number, row in self._tables.read(kind, after, rows):
+            for after, row, length in self._tables.read(kind, after, rows):  # noqa: B020, PLR1704 - the last one's
                 seen += 1
-                after = number
                 if row[0] is None:
-                    batch.failures.append(Failure(kind, f"row {number}", "a row without an id"))
+                    batch.failures.append(Failure(kind, f"row {after}", "a row without an id"))
                 else:
                     records.append(row)
-                weight += _ROW_BYTES + sum(map(len, filter(None, large(row))))
+                weight += _ROW_BYTES + length
                 if weight >= size:
                     batch.size = weight
                     yield self._placed(batch, kind, after, first, last)
@@ -167,6 +155,7 @@ class SqlTarget(_SqlStore):
         """Connect to nothing yet."""
         super().__init__(tables)
         self.packer = tables.packer
+        self.rows = 5000  # each write ends with a commit
         # After a batch of which something was there, look before each insert until nothing is.
         self._look_first: dict[Kind, bool] = {"results": False, "groups": False}
 

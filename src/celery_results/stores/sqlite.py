@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from celery_results.stores.record import PAYLOADS, microseconds, moment
 from celery_results.stores.sequential import DuplicateError, RefusedRowsError
-from celery_results.stores.tables import COLUMNS, DATES, DatabaseTables
+from celery_results.stores.tables import COLUMNS, DATES, DatabaseTables, weight
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -43,7 +43,7 @@ class SqliteTables(DatabaseTables):
             self._connection.close()
             self._connection = None
 
-    def read(self, kind: Kind, after: int, rows: int) -> Iterator[tuple[int, Row]]:
+    def read(self, kind: Kind, after: int, rows: int) -> Iterator[tuple[int, Row, int]]:
         """Step through one SELECT; text that should be bytes is encoded."""
         date = DATES[kind]
         found = self._execute(
@@ -56,7 +56,7 @@ class SqliteTables(DatabaseTables):
             values[date] = None
             row = [value.encode() if isinstance(value, str) else value for value in values]
             row[date] = None if when is None else microseconds(when)
-            yield number, tuple(row)
+            yield number, tuple(row), weight(kind, row)
 
     def present(self, kind: Kind, ids: Sequence[bytes]) -> Collection[bytes]:
         """Look them up by the unique index."""

@@ -4,14 +4,15 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
 from celery_results.backends.database.dialect import GROUP_SEQUENCE, TASK_SEQUENCE, qualified
 from celery_results.stores.errors import StoreError
-from celery_results.stores.record import GROUP_COLUMNS, GROUP_DATE, TASK_COLUMNS, TASK_DATE
+from celery_results.stores.record import GROUP_COLUMNS, GROUP_DATE, PAYLOADS, TASK_COLUMNS, TASK_DATE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from celery_results.backends.database.errors import Fault
     from celery_results.backends.database.storage import Storage
@@ -21,6 +22,16 @@ if TYPE_CHECKING:
 COLUMNS: Final[dict[Kind, tuple[str, ...]]] = {"results": TASK_COLUMNS, "groups": GROUP_COLUMNS}
 # Where date_done stands in a row.
 DATES: Final[dict[Kind, int]] = {"results": TASK_DATE, "groups": GROUP_DATE}
+# The values that may be large; the others are counted as if they were all alike.
+_LARGE: Final[dict[Kind, Callable[[Sequence[Any]], tuple[bytes | None, ...]]]] = {
+    "results": itemgetter(*(TASK_COLUMNS.index(name) for name in (*PAYLOADS, "traceback"))),
+    "groups": itemgetter(slice(1, 2)),
+}
+
+
+def weight(kind: Kind, row: Sequence[Any]) -> int:
+    """Count the bytes of what may be large in a row."""
+    return sum(map(len, filter(None, _LARGE[kind](row))))
 
 
 class DatabaseTables:
@@ -59,9 +70,15 @@ class DatabaseTables:
         """Run one statement without parameters and give all of its answer; raises the driver's error."""
         raise NotImplementedError
 
-    def _selected(self, kind: Kind) -> str:
-        """Name what to select for `COLUMNS`: a table of an older Celery lacks some, which are NULL then."""
-        return ", ".join(name if name in self._columns[kind] else f"NULL AS {name}" for name in COLUMNS[kind])
+    def _selected(self, kind: Kind, **instead: str) -> str:
+        """Name what to select for `COLUMNS`, `instead` of some columns something made of them.
+
+        A table of an older Celery lacks some, which are NULL then.
+        """
+        return ", ".join(
+            instead.get(name, name) if name in self._columns[kind] else f"NULL AS {name}"
+            for name in COLUMNS[kind]
+        )
 
     def _require_columns(self, kind: Kind) -> None:
         """Refuse a target whose table lacks a column; raises StoreError."""
