@@ -306,9 +306,11 @@ class Table:
         self.rows = dict.fromkeys(there, "theirs")
         self.before = list(before)
         self.inserts = 0
+        self.asked = []
 
     def present(self, kind, ids):
         del kind
+        self.asked.append(list(ids))
         return {identifier for identifier in ids if identifier in self.rows}
 
     def insert(self, kind, rows):
@@ -328,8 +330,10 @@ def target_of(table: Any) -> SqlTarget:
     return SqlTarget(table)
 
 
-def some(*ids):
-    return [(identifier,) for identifier in ids]
+def some(*ids, age=0.0):
+    """Packed rows that ended so many seconds ago; unfinished ones if that is None."""
+    date = None if age is None else int((time.time() - age) * 1e6)
+    return [(identifier, b"packed", date) for identifier in ids]
 
 
 def test_a_row_that_is_there_stays_also_if_it_comes_between():
@@ -360,6 +364,44 @@ def test_where_something_was_there_the_next_batch_looks_first():
     table.inserts = 0
     target.write("results", some(b"a", b"b"))
     assert table.inserts == 0
+
+
+def test_only_what_is_as_young_as_what_was_there_is_looked_for():
+    table = Table(there=[b"theirs"])
+    target = target_of(table)
+    target.write("results", some(b"old", age=9_000) + some(b"theirs", age=300))
+    table.rows[b"more"] = "theirs"
+    table.asked.clear()
+    table.inserts = 0
+    batch = (
+        some(b"older", age=9_000) + some(b"more", age=100) + some(b"young", age=500) + some(b"new", age=None)
+    )
+    done = target.write("results", batch)
+    assert table.asked == [[b"more", b"young", b"new"]]
+    assert (table.inserts, done.copied, done.present) == (1, 3, 1)
+
+
+def test_what_is_older_than_all_that_was_there_stays_too():
+    table = Table(there=[b"theirs", b"ancient"])
+    target = target_of(table)
+    target.write("results", some(b"a", age=9_000) + some(b"theirs", age=3))
+    done = target.write("results", some(b"b") + some(b"ancient", age=90_000))
+    assert (done.copied, done.present) == (1, 1)
+    assert table.rows[b"ancient"] == "theirs"
+    table.asked.clear()
+    target.write("results", some(b"c", age=80_000))
+    assert table.asked == [[b"c"]], "it has learnt that what is there is old"
+
+
+def test_where_nothing_was_there_for_long_nothing_is_looked_for():
+    table = Table(there=[b"a"])
+    target = target_of(table)
+    target.write("results", some(b"a"))
+    for number in range(8):
+        target.write("results", some(b"%d" % number))
+    table.asked.clear()
+    target.write("results", some(b"last"))
+    assert table.asked == []
 
 
 # ---- small things

@@ -54,7 +54,7 @@ INTERRUPTED = 130
     type=click.IntRange(1, 100_000),
     default=5000,
     show_default=True,
-    help="Results to a transaction, of 4 MiB at most.",
+    help="Results to a transaction of a database, of 4 MiB at most, and to a note in the checkpoint.",
 )
 @click.option(
     "--patience",

@@ -161,5 +161,6 @@ class Cutter:
             size = sizes[place - _RESULT]
             key = sizes[len(identifier)]
             result = value[_RESULT:place]
-            add((identifier, join((key, identifier, status, size, result, _DATE(8, date - EPOCH), *call))))
+            packed = join((key, identifier, status, size, result, _DATE(8, date - EPOCH), *call))
+            add((identifier, packed, date))
         return rows, never, odd

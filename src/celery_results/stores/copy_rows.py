@@ -3,7 +3,8 @@
 Text and payloads go as they are, behind their length; NULL is the length -1. What few distinct texts and
 numbers look like is remembered, so that most of a row is put together from bytes that are there.
 
-A packed row is a pair: the id, and the row's fields without their number, which depends on who gives ids.
+A packed row is a result's id, its fields without their number, which depends on who gives ids, and its
+date_done as in a row.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from itertools import chain
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
+from celery_results.stores.record import TASK_DATE
 from celery_results.stores.tables import COLUMNS
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ _INT4: Final = Struct(">ii").pack
 _INT8: Final = Struct(">iq").pack
 _COUNT: Final = Struct(">h").pack
 NULL: Final = _SIZE(-1)
-_PACKED: Final = 2  # parts of a packed row; a row has three or thirteen
+_PACKED: Final = 3  # parts of a packed row; a result's row has thirteen
 _MOST_CACHED: Final = 10_000
 
 
@@ -62,14 +64,17 @@ class Packer:
         self.numbers = _Numbers()
 
     def row(self, row: Row) -> PackedRow:
-        """Pack one row; raises struct.error for a number beyond its column."""
+        """Pack a result's row; raises struct.error for a number beyond its column."""
+        return row[0], self._fields(row), row[TASK_DATE]
+
+    def _fields(self, row: Row) -> bytes:
         if self._kind == "groups":
             identifier, result, date = row
-            return identifier, field(identifier) + field(result) + _date(date)
+            return field(identifier) + field(result) + _date(date)
         identifier, status, result, date, trace, children, *call = row
         name, args, kwargs, worker, retries, queue, stamps = call
         texts = self.texts
-        return identifier, b"".join(
+        return b"".join(
             (
                 field(identifier),
                 texts[status],
@@ -94,7 +99,10 @@ class Packer:
 
         Without header and trailer; raises struct.error for a number beyond its column.
         """
-        packed = [row[1] if len(row) == _PACKED else self.row(row)[1] for row in rows]
+        if self._kind == "groups":
+            packed = [self._fields(row) for row in rows]
+        else:
+            packed = [row[1] if len(row) == _PACKED else self._fields(row) for row in rows]
         start = _COUNT(len(COLUMNS[self._kind]) + (ids is not None))
         if ids is None:
             return b"".join((start, start.join(packed))) if packed else b""

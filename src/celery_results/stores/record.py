@@ -25,7 +25,7 @@ Form = Literal["rows", "documents"]
 Kind = Literal["results", "groups"]
 KINDS: Final[tuple[Kind, ...]] = ("results", "groups")
 Row = tuple[Any, ...]
-PackedRow = tuple[bytes, bytes]  # see copy_rows
+PackedRow = tuple[bytes, bytes, int | None]  # see copy_rows
 Position = dict[str, int]
 
 TASK_COLUMNS: Final = COLUMNS[1:]  # without the row's number

@@ -8,9 +8,11 @@ table and no right to make one, and writes nothing where everything is there.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from celery_results.stores.record import (
+    KINDS,
     NO_RESULT,
     Batch,
     Failure,
@@ -18,8 +20,10 @@ from celery_results.stores.record import (
     Kind,
     Position,
     Written,
+    now_ms,
     text,
 )
+from celery_results.stores.tables import COLUMNS, DATES
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -29,6 +33,8 @@ if TYPE_CHECKING:
     from celery_results.stores.record import PackedRow, Row
 
 _ATTEMPTS: Final = 6
+_BATCHES: Final = 8
+_MARGIN: Final = 60_000_000  # microseconds
 # A row takes about this much beside its payloads, in memory and in a statement.
 _ROW_BYTES: Final = 400
 
@@ -156,30 +162,44 @@ class SqlTarget(_SqlStore):
         super().__init__(tables)
         self.packer = tables.packer
         self.rows = 5000  # each write ends with a commit
-        # After a batch of which something was there, look before each insert until nothing is.
-        self._look_first: dict[Kind, bool] = {"results": False, "groups": False}
+        self._there: dict[Kind, _There] = {kind: _There(kind) for kind in KINDS}
 
     def write(self, kind: Kind, records: Sequence[Row | PackedRow]) -> Written:
         """Store what is absent; a row that the server refuses is told, the others are stored."""
         done = Written()
-        if not self._look_first[kind]:
-            try:
-                self._tables.insert(kind, records)
-            except (DuplicateError, RefusedRowsError):
-                pass
-            else:
-                done.copied = len(records)
-                return done
-        self._store(kind, list({row[0]: row for row in records}.values()), done)
+        there = self._there[kind]
+        found = self._present(kind, there.doubtful(records))
+        names = {row[0] for row in found}
+        absent = [row for row in records if row[0] not in names] if names else records
+        try:
+            if absent:
+                self._tables.insert(kind, absent)
+            done.copied = len(absent)
+        except (DuplicateError, RefusedRowsError):
+            self._store(kind, list({row[0]: row for row in absent}.values()), done, found)
         done.present = len(records) - done.copied - len(done.failures)
-        self._look_first[kind] = done.present > 0
+        there.learn(found)
         return done
 
-    def _store(self, kind: Kind, rows: Sequence[Row | PackedRow], done: Written) -> None:
+    def _present(self, kind: Kind, rows: Sequence[Row | PackedRow]) -> list[Row | PackedRow]:
+        if not rows:
+            return []
+        names = self._tables.present(kind, [row[0] for row in rows])
+        return [row for row in rows if row[0] in names]
+
+    def _store(
+        self,
+        kind: Kind,
+        rows: Sequence[Row | PackedRow],
+        done: Written,
+        found: list[Row | PackedRow],
+    ) -> None:
         """Look and insert; halve what the server refuses until the one row is found."""
         for _ in range(_ATTEMPTS):
-            there = self._tables.present(kind, [row[0] for row in rows])
-            absent = [row for row in rows if row[0] not in there]
+            there = self._present(kind, rows)
+            found += there
+            names = {row[0] for row in there}
+            absent = [row for row in rows if row[0] not in names]
             if not absent:
                 return
             try:
@@ -196,5 +216,38 @@ class SqlTarget(_SqlStore):
             done.failures.append(Failure(kind, text(absent[0][0]), reason))
             return
         half = len(absent) // 2
-        self._store(kind, absent[:half], done)
-        self._store(kind, absent[half:], done)
+        self._store(kind, absent[:half], done, found)
+        self._store(kind, absent[half:], done, found)
+
+
+class _There:
+    """Which rows of a batch may be in the target already, and are worth a look before the insert.
+
+    What others have stored there while this source was in use is what ended lately: rows as young as those
+    that were found there in the last batches, twice as old ones too. It is a guess that saves a look at every
+    id; the index decides.
+    """
+
+    def __init__(self, kind: Kind) -> None:
+        self._place = DATES[kind]
+        self._width = len(COLUMNS[kind])
+        # The oldest of each of the last batches, None where nothing was there.
+        self._oldest: deque[int | None] = deque(maxlen=_BATCHES)
+
+    def doubtful(self, rows: Sequence[Row | PackedRow]) -> list[Row | PackedRow]:
+        """Choose them."""
+        oldest = min((date for date in self._oldest if date is not None), default=None)
+        if oldest is None:
+            return []
+        since = oldest - abs(now_ms() * 1000 - oldest) - _MARGIN
+        return [row for row in rows if (date := self._date(row)) is None or date >= since]
+
+    def learn(self, found: Sequence[Row | PackedRow]) -> None:
+        """Take what was found of a batch."""
+        now = now_ms() * 1000
+        dates = (self._date(row) for row in found)
+        self._oldest.append(min((now if date is None else date for date in dates), default=None))
+
+    def _date(self, row: Row | PackedRow) -> int | None:
+        # The last of a packed row.
+        return cast("int | None", row[self._place if len(row) == self._width else -1])
