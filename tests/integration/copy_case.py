@@ -121,8 +121,7 @@ class Stores:
         if scheme == "redis":
             self._databases += 1
             return redis_place(lab, self._databases % 16)
-        made = lab.database(**database)
-        return Place(scheme, OURS + made.url("worker"), database=made)
+        return database_place(lab, **database)
 
     def stop(self) -> None:
         self._running.close()
@@ -135,8 +134,8 @@ def redis_place(lab: RedisLab, number: int = 0, login: str = "admin") -> Place:
     return Place("redis", lab.url(login, number), redis=client)
 
 
-def database_place(lab: DatabaseLab) -> Place:
-    made = lab.database()
+def database_place(lab: DatabaseLab, **database: Any) -> Place:
+    made = lab.database(**database)
     return Place(lab.scheme, OURS + made.url("worker"), database=made)
 
 

@@ -52,6 +52,11 @@ def settings(place, **more):
     }
 
 
+def row(identifier, result):
+    """Give a row of `TASK_COLUMNS` of a result that ended now."""
+    return (identifier, b"SUCCESS", result, int(time.time() * 1e6), *[None] * 9)
+
+
 def copied(source, target):
     """Copy as a library's user does."""
     progress = Copy(of_settings(settings(source), "one"), of_settings(settings(target), "two")).run()
@@ -112,6 +117,27 @@ def test_a_row_above_the_servers_packet_fails_alone(stores, tmp_path):
         assert [failure["id"].split("-")[0] for failure in ran.document["failures"]] == ["large"]
         assert "max_allowed_packet" in ran.document["failures"][0]["reason"]
         assert ran.document["results"]["copied"] == len(stored) - 1
+
+
+@pytest.mark.parametrize("tables", ["provisioned", "stock"])
+def test_what_a_server_refuses_between_two_statements_leaves_none_half_stored(tables):
+    with MariaDBLab(options={"max-allowed-packet": "1M"}) as lab:
+        place = database_place(lab, tables=tables)
+        target = of_settings(settings(place), "two").target()
+        target.connect()
+        small = {b"%04d" % number: b'"%b"' % (b"x" * 600) for number in range(3_000)}
+        rows = [row(identifier, value) for identifier, value in small.items()]
+        large = row(b"large", b'"%b"' % (b"x" * (2 << 20)))
+        # Several statements before it; the one under way has a row that is there, and so has a later one.
+        assert target.write("results", [rows[840], rows[1_500]]).copied == 2
+        done = target.write("results", [*rows[:1_000], large, *rows[1_000:]])
+        assert (done.copied, done.present) == (2_998, 2)
+        assert [failure.id for failure in done.failures] == ["large"]
+        assert place.ids() == {identifier.decode() for identifier in small}
+        assert place.database is not None
+        numbers = place.database.rows("SELECT min(id) > 0, count(DISTINCT id) FROM celery_taskmeta")
+        assert numbers == [(1, 3_000)]
+        target.close()
 
 
 def test_an_older_table_is_read_and_not_written(stores, tmp_path):

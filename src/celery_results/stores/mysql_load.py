@@ -21,14 +21,12 @@ if TYPE_CHECKING:
     from celery_results.stores.record import Row
 
 
-def allowed(connection: pymysql.connections.Connection[Any], table: str) -> bool:
-    """Tell whether the server takes files, and gives ids by itself."""
+def allowed(connection: pymysql.connections.Connection[Any]) -> bool:
+    """Tell whether the server takes files."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT @@local_infile")
         ((switch,),) = cursor.fetchall()
-        cursor.execute(f"SHOW COLUMNS FROM {table} LIKE 'id'")
-        ((*_, default, extra),) = cursor.fetchall()
-    return bool(switch) and (default is not None or "auto_increment" in str(extra).lower())
+    return bool(switch)
 
 
 def load(
