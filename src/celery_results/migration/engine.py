@@ -17,7 +17,7 @@ from celery_results.migration.checkpoint import MOST_FAILURES, Checkpoint, Progr
 from celery_results.migration.convert import Converter
 from celery_results.migration.pace import Pace
 from celery_results.migration.patience import Patience, StoppedError
-from celery_results.stores.record import KINDS, Kind
+from celery_results.stores.record import KINDS, Kind, Written
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -177,19 +177,22 @@ class Copy:
         """Write a batch, and only then count it and note its position."""
         progress, batch = self.progress, prepared.batch
         failures = list(prepared.failures)
+        written: dict[Kind, Written] = {}
         for kind in KINDS:
+            work = partial(self._target.write, kind, prepared.records[kind])
+            written[kind] = (
+                self._to_target.run(work, self._see_target) if prepared.records[kind] else Written()
+            )
+            failures += written[kind].failures
+        # What ends this batch before here leaves the counts as they are for the position that is noted.
+        for kind, done in written.items():
             tally = progress.tallies[kind]
             gone = batch.expired.get(kind, 0)
             unnamed = sum(failure.kind == kind for failure in batch.failures)
             tally.read += prepared.read[kind] + gone + unnamed
-            tally.expired += gone
-            if prepared.records[kind]:
-                work = partial(self._target.write, kind, prepared.records[kind])
-                written = self._to_target.run(work, self._see_target)
-                tally.copied += written.copied
-                tally.present += written.present
-                tally.expired += written.expired
-                failures += written.failures
+            tally.expired += gone + done.expired
+            tally.copied += done.copied
+            tally.present += done.present
         for failure in failures:
             progress.tallies[failure.kind].failed += 1
         progress.failures += failures[: MOST_FAILURES - len(progress.failures)]

@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
 # Text travels as bytea: the same bytes, and nothing is decoded on the way.
 _TYPES: Final = {"date_done": "int8", "retries": "int4"}
-# The server counts from 1970 for us; what is so late that it could not add up is left as it is.
+# The server counts from 1970 for us; infinity arrives as NO_DATE.
 _SINCE_1970: Final = (
-    "CASE WHEN date_done < timestamp '294000-01-01' THEN date_done + interval '10957 days' ELSE date_done END"
+    "CASE WHEN date_done BETWEEN timestamp '0001-01-01' AND timestamp '9999-12-31 23:59:59.999999'"
+    " THEN date_done + interval '10957 days' WHEN date_done IS NOT NULL THEN timestamp 'infinity' END"
 )
 # Rows that are packed while the server takes those before.
 _TOGETHER: Final = 250

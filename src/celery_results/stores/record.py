@@ -34,6 +34,7 @@ GROUP_COLUMNS: Final = ("taskset_id", "result", "date_done")
 PAYLOADS: Final = ("result", "children", "args", "kwargs", "stamps")
 TASK_DATE: Final = TASK_COLUMNS.index("date_done")
 GROUP_DATE: Final = GROUP_COLUMNS.index("date_done")
+NO_DATE: Final = 2**63 - 1  # what has no date in Python: infinity, years BC or of five digits
 NO_RESULT: Final = b"celery-results-probe"
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _NAIVE_EPOCH: Final = dt.datetime(1970, 1, 1)  # noqa: DTZ001 - as the tables have it: UTC without a zone

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from celery_results.stores.record import (
     KINDS,
+    NO_DATE,
     NO_RESULT,
     Batch,
     Failure,
@@ -124,6 +125,7 @@ class SqlSource(_SqlStore):
 
     def _read(self, kind: Kind, after: int, rows: int, size: int) -> Iterator[Batch]:
         first, last = self._tables.bounds(kind)
+        date = DATES[kind]
         while True:
             batch, seen, weight = Batch({kind: after}, 0.0), 0, 0
             records = batch.of(kind)
@@ -131,6 +133,9 @@ class SqlSource(_SqlStore):
                 seen += 1
                 if row[0] is None:
                     batch.failures.append(Failure(kind, f"row {after}", "a row without an id"))
+                elif row[date] == NO_DATE:
+                    reason = "date_done is no date between the years 1 and 9999"
+                    batch.failures.append(Failure(kind, text(row[0]), reason))
                 else:
                     records.append(row)
                 weight += _ROW_BYTES + length
