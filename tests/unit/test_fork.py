@@ -12,7 +12,7 @@ import pytest
 from celery_results.backends.database import fork
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 class Opening:
@@ -61,6 +61,32 @@ def test_a_fork_waits_for_a_connection_that_is_being_opened(opening: Opening) ->
     threading.Timer(0.2, opening.leave.set).start()
     at = forked()
     assert 0 < opening.left_at <= at
+
+
+def test_who_comes_later_lets_the_fork_go_first(opening: Opening) -> None:
+    later: list[float] = []
+
+    def once_a_fork_waits(work: Callable[[], object]) -> None:
+        while not fork._gate._closed:
+            time.sleep(0.001)
+        work()
+
+    def enter() -> None:
+        with fork.held_off():
+            later.append(time.monotonic())
+
+    def leave() -> None:
+        time.sleep(0.1)
+        opening.leave.set()
+
+    threads = [threading.Thread(target=once_a_fork_waits, args=[work]) for work in (enter, enter, leave)]
+    for thread in threads:
+        thread.start()
+    at = forked()
+    for thread in threads:
+        thread.join(10)
+    assert len(later) == 2
+    assert opening.left_at <= at < min(later)
 
 
 def test_a_fork_does_not_wait_long_for_a_server_that_does_not_answer(

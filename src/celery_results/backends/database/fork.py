@@ -45,11 +45,13 @@ class _Gate:
     def begin(self) -> None:
         self._changed = threading.Condition()
         self._inside = 0
+        self._closed = False
 
     @contextlib.contextmanager
     def passed(self) -> Iterator[None]:
         changed = self._changed
         with changed:
+            changed.wait_for(lambda: not self._closed, MOST_SECONDS)
             self._inside += 1
         try:
             yield
@@ -62,9 +64,12 @@ class _Gate:
 
     def close(self) -> None:
         self._changed.acquire()
+        self._closed = True
         self._changed.wait_for(lambda: not self._inside, MOST_SECONDS)
 
     def open(self) -> None:
+        self._closed = False
+        self._changed.notify_all()
         self._changed.release()
 
 
