@@ -273,10 +273,12 @@ def test_what_one_script_does_not_read_is_asked_for_again(stores):
     for batch in source.batches(None, 10_000, 4 << 20):
         found += [document.id.decode() for document in batch.results]
         sizes.append(batch.size)
-    source.close()
     assert sorted(found) == sorted(ids)
+    again = [document for batch in source.batches(None, 10_000, 4 << 20) for document in batch.results]
+    assert len(again) == len(ids), "nothing was left to be read of the first walk"
     # A batch, and what was under way when it was full.
     assert max(sizes) < (4 << 20) + 3 * ((1 << 20) + 2 * len(text))
+    source.close()
 
 
 def test_what_was_stored_before_an_error_is_noted(stores, tmp_path, monkeypatch):

@@ -214,7 +214,7 @@ class RedisSource(_RedisStore):
     _script = b"EVALSHA_RO"
 
     def batches(self, position: Position | None, rows: int, size: int) -> Iterator[Batch]:
-        """Walk the cursor to its end."""
+        """Walk the cursor to its end; who leaves before that connects anew, for answers are on their way."""
         self._prepare()
         cursor = (position or {}).get("cursor", 0)
         batch = Batch({"cursor": cursor}, 0.0)
@@ -222,7 +222,8 @@ class RedisSource(_RedisStore):
         while True:
             answer = self._client.answer()
             cursor = int(answer[0])
-            batch = yield from self._values(self._named(answer[1]), batch, size, self._scan(cursor))
+            following = self._scan(cursor) if cursor else b""
+            batch = yield from self._values(self._named(answer[1]), batch, size, following)
             batch.position = {"cursor": cursor}
             batch.fraction = fraction(cursor) if cursor else 1.0
             if cursor == 0:
@@ -253,7 +254,8 @@ class RedisSource(_RedisStore):
                 # Perhaps not all that this cursor names: a resumed copy sees it again.
                 yield batch
                 batch = Batch(batch.position, batch.fraction)
-        self._client.send(following)
+        if following:
+            self._client.send(following)
         return batch
 
     def _prepare(self) -> None:
