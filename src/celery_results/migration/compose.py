@@ -117,21 +117,8 @@ class Writer:
 
     def task_document(self, row: Row) -> bytes:
         """Put the columns of a row together as Celery does; raises MalformedError for what is no JSON."""
-        (
-            identifier,
-            status,
-            result,
-            date,
-            trace,
-            children,
-            name,
-            args,
-            kwargs,
-            worker,
-            retries,
-            queue,
-            stamps,
-        ) = row
+        identifier, status, result, date, trace, children, name, args, kwargs, *call, stamps = row
+        worker, retries, queue = call
         document = b'{"status": %b, "result": %b, "traceback": %b, "children": %b, "date_done": %b' % (
             self._texts[status],
             _payload(result, "result"),
