@@ -49,8 +49,8 @@ _SCAN_COUNT: Final = 1000
 # How much one script reads or writes: the server does nothing else meanwhile.
 _SCRIPT_KEYS: Final = 125
 _SCRIPT_BYTES: Final = 1 << 20
-# Scripts on their way: the server works meanwhile, and others get their turn between two of them. What is
-# read must be held when it comes; of what is written only few bytes come back.
+# Scripts under way at most: the server works meanwhile, and others get their turn between two of them. What
+# is read must be held when it comes; of what is written only few bytes come back.
 _READS: Final = 2
 _WRITES: Final = 8
 _READ: Final = b"""
@@ -324,7 +324,7 @@ class RedisTarget(_RedisStore):
             if alive:
                 self._send(kind, alive, now)
                 sent.append(len(alive))
-            if len(sent) > _WRITES:
+            if len(sent) == _WRITES:
                 self._count(sent.popleft(), done)
         while sent:
             self._count(sent.popleft(), done)
