@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from celery import chain, chord, group, states
@@ -25,7 +26,6 @@ from celery_results.smoke.application import stop_waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
 
     from celery import Celery
     from tests.integration.database_lab import Database
@@ -305,15 +305,25 @@ EXPECTED: dict[str, Any] = {
 
 @contextlib.contextmanager
 def stopped(*pids: int) -> Iterator[None]:
-    """Have processes hang: their connections stay, nothing answers."""
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
+    """Have processes hang, and all that they have started: their connections stay, nothing answers."""
+    hung: list[int] = []
     try:
+        for pid in pids:
+            _hang(pid, hung)
         yield
     finally:
-        for pid in pids:
+        for pid in hung:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
+
+
+def _hang(pid: int, hung: list[int]) -> None:
+    os.kill(pid, signal.SIGSTOP)
+    hung.append(pid)
+    # Asked for now: who hangs starts no others. One of them may end by itself before it is reached.
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+            _hang(int(child), hung)
 
 
 def keys(lab: RedisLab, pattern: str) -> list[str]:

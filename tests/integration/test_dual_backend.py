@@ -269,8 +269,7 @@ def test_a_mirror_that_hangs_costs_one_bound_for_each_process(case, results, pos
     first = add.delay(1, 1)
     assert first.get(timeout=WAIT_SECONDS) == 2  # connected
     case.check_equal([first.id])
-    pids = [results.process.pid] if mirror == "redis" else server_pids(postgres)
-    with stopped(*pids):
+    with stopped((results if mirror == "redis" else postgres).process.pid):
         began = time.monotonic()
         sent = [add.delay(n, n) for n in range(40)]
         assert [result.get(timeout=WAIT_SECONDS) for result in sent] == [2 * n for n in range(40)]
@@ -310,11 +309,6 @@ def test_a_mirror_whose_disk_is_full_fails_nobody_and_is_repaired_when_there_is_
         assert report.clean, report.left
         case.check_equal(ids)
         assert len(case.backend("new").restore_group(saved.id)) == 3
-
-
-def server_pids(lab: Any) -> list[int]:
-    pids: list[int] = lab._pids()
-    return pids
 
 
 def test_a_primary_that_is_down_is_the_tasks_store_error(case, results):
