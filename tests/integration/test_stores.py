@@ -244,6 +244,17 @@ def test_a_date_that_none_has_fails_alone(stores, goal):
     assert seen(target.app(), names[4])["date_done"] == seen(source.app(), names[4])["date_done"]
 
 
+@pytest.mark.parametrize(("origin", "date"), [("mysql", "0000-00-00 00:00:00"), ("sqlite", "tomorrow")])
+def test_a_date_that_a_lenient_database_has_taken_fails_alone(stores, origin, date):
+    source, target = stores.new(origin), stores.new("redis")
+    name, *others = fill(source)
+    source.database.rows(f"UPDATE celery_taskmeta SET date_done = '{date}' WHERE task_id = '{name}'")  # noqa: S608
+    progress = Copy(of_settings(settings(source), "one"), of_settings(settings(target), "two")).run()
+    assert progress.complete
+    assert [failure.id for failure in progress.failures] == [name]
+    assert progress.tallies["results"].copied == len(others)
+
+
 def test_a_life_is_counted_from_when_it_was_asked_for(stores):
     place = stores.new("redis")
     ids = bulk(place, 3_000)

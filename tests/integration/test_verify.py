@@ -196,6 +196,22 @@ def test_dates_with_another_zone_are_the_same_time(stores, tmp_path):
     assert Copying(tmp_path, source, target).run(verb="verify").code == 0
 
 
+@pytest.mark.parametrize(
+    ("scheme", "date"),
+    [("postgresql", "infinity"), ("mysql", "0000-00-00 00:00:00"), ("sqlite", "tomorrow")],
+)
+def test_a_date_that_none_has_is_told_and_ends_nothing(stores, tmp_path, scheme, date):
+    source, target = stores.new(scheme), stores.new("redis")
+    names = list(fill(source))
+    copying = Copying(tmp_path, source, target)
+    assert copying.run().code == 0
+    source.database.rows(f"UPDATE celery_taskmeta SET date_done = '{date}' WHERE task_id = '{names[0]}'")  # noqa: S608
+    ran = copying.run(verb="verify")
+    assert ran.code == 1, ran
+    ((told, verdict),) = found(ran.document).items()
+    assert (told, verdict[0]) == (names[0], "different")
+
+
 def test_a_rate_and_the_brake_hold_it_back_and_the_page_shows_the_rate_over_time(stores, tmp_path):
     source, target = stores.new("redis"), stores.new("postgresql")
     bulk(source, 6_000)

@@ -12,12 +12,11 @@ from pymysql.constants import COMMAND
 from pymysql.cursors import SSCursor
 
 from celery_results.stores import mysql_load
-from celery_results.stores.record import microseconds, moment
+from celery_results.stores.record import date_of, moment
 from celery_results.stores.sequential import DuplicateError, RefusedRowsError
 from celery_results.stores.tables import COLUMNS, DATES, DatabaseTables, weight
 
 if TYPE_CHECKING:
-    import datetime as dt
     from collections.abc import Collection, Iterator, Sequence
 
     from celery_results.backends.database.storage import Storage
@@ -86,10 +85,9 @@ class MySQLTables(DatabaseTables):
                 f" ORDER BY id LIMIT {int(rows)}"
             )
             for number, *values in cursor:
-                when: dt.datetime | None = values[date]
-                values[date] = None
+                when, values[date] = values[date], None
                 row = [value.encode() if isinstance(value, str) else value for value in values]
-                row[date] = None if when is None else microseconds(when)
+                row[date] = date_of(when)
                 yield int(number), tuple(row), weight(kind, row)
 
     def present(self, kind: Kind, ids: Sequence[bytes]) -> Collection[bytes]:

@@ -34,7 +34,7 @@ GROUP_COLUMNS: Final = ("taskset_id", "result", "date_done")
 PAYLOADS: Final = ("result", "children", "args", "kwargs", "stamps")
 TASK_DATE: Final = TASK_COLUMNS.index("date_done")
 GROUP_DATE: Final = GROUP_COLUMNS.index("date_done")
-NO_DATE: Final = 2**63 - 1  # what has no date in Python: infinity, years BC or of five digits
+NO_DATE: Final = 2**63 - 1  # what is no date in Python: infinity, years BC or of five digits, the day 0
 NO_RESULT: Final = b"celery-results-probe"
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _NAIVE_EPOCH: Final = dt.datetime(1970, 1, 1)  # noqa: DTZ001 - as the tables have it: UTC without a zone
@@ -145,6 +145,13 @@ def microseconds(moment: dt.datetime) -> int:
     """Count from 1970; a naive time is UTC."""
     passed = moment - (_EPOCH if moment.tzinfo else _NAIVE_EPOCH)
     return passed.days * _DAY + passed.seconds * 1_000_000 + passed.microseconds
+
+
+def date_of(value: object) -> int | None:
+    """Count a stored date as `microseconds` does, NO_DATE for what a lenient database has taken for one."""
+    if value is None:
+        return None
+    return microseconds(value) if isinstance(value, dt.datetime) else NO_DATE
 
 
 def moment(count: int) -> dt.datetime:

@@ -8,7 +8,7 @@ import json
 import sqlite3
 from typing import TYPE_CHECKING, Any, Final
 
-from celery_results.stores.record import PAYLOADS, microseconds, moment
+from celery_results.stores.record import NO_DATE, PAYLOADS, date_of, moment
 from celery_results.stores.sequential import DuplicateError, RefusedRowsError
 from celery_results.stores.tables import COLUMNS, DATES, DatabaseTables, weight
 
@@ -52,10 +52,13 @@ class SqliteTables(DatabaseTables):
             rows,
         )
         for number, *values in found:
-            when = self._driver.moment(values[date])
+            try:
+                when = self._driver.moment(values[date])
+            except ValueError:
+                when = NO_DATE
             values[date] = None
             row = [value.encode() if isinstance(value, str) else value for value in values]
-            row[date] = None if when is None else microseconds(when)
+            row[date] = date_of(when)
             yield number, tuple(row), weight(kind, row)
 
     def present(self, kind: Kind, ids: Sequence[bytes]) -> Collection[bytes]:

@@ -31,6 +31,10 @@ _COLUMNS: Final = (
     " name, args, kwargs, worker, retries, queue, stamps"
 )
 _GROUP_COLUMNS: Final = "taskset_id, result, date_done"
+# psycopg refuses a whole answer for infinity, a year BC or one of five digits.
+_DATE_OR_NULL: Final = (
+    "CASE WHEN date_done BETWEEN '0001-01-01' AND '9999-12-31 23:59:59.999999' THEN date_done END"
+)
 _DATE: Final = _COLUMNS.replace(" ", "").split(",").index("date_done")
 _LIVES: Final = """
 local out = {}
@@ -194,6 +198,11 @@ class _Database:
             TASK: qualified(names.task_schema, names.task, mark).replace("%%", "%"),
             GROUP: qualified(names.group_schema, names.group, mark).replace("%%", "%"),
         }
+        self._columns = {TASK: _COLUMNS, GROUP: _GROUP_COLUMNS}
+        if storage.driver.name == "postgresql":
+            self._columns = {
+                kind: columns.replace("date_done", _DATE_OR_NULL) for kind, columns in self._columns.items()
+            }
         self._length = "length" if storage.driver.name == "sqlite" else "octet_length"
         if storage.driver.name == "postgresql":
             self._session.execute("SET statement_timeout = 0")
@@ -208,18 +217,20 @@ class _Database:
         for kind, rows in self._parts():
             known: list[Brief] = []
             for row in rows:
-                found = brief(row, moment(row[_DATE])) if kind == TASK else None
+                try:
+                    found = brief(row, moment(row[_DATE])) if kind == TASK else None
+                except (ValueError, TypeError):
+                    found = None  # a date that is none: the record says so
                 known.append(of_record(self._record(kind, row), self._terms) if found is None else found)
             yield kind, len(rows), known
 
     def _parts(self) -> Iterator[tuple[str, list[Sequence[Any]]]]:
         """Walk both tables; give rows that have an id, some at a time."""
         for kind, table in self._tables.items():
-            columns = _COLUMNS if kind == TASK else _GROUP_COLUMNS
             last = 0
             for following in self._ends(kind, table):
                 rows = self._session.execute(
-                    f"SELECT {columns} FROM {table} WHERE id > {last} AND id <= {following}"
+                    f"SELECT {self._columns[kind]} FROM {table} WHERE id > {last} AND id <= {following}"
                 )
                 last = following
                 yield kind, [row for row in rows if row[0] is not None]
@@ -248,13 +259,13 @@ class _Database:
             yield last
 
     def some(self, kind: str, ids: Sequence[str]) -> dict[str, Record]:
-        columns, key = (_COLUMNS, "task_id") if kind == TASK else (_GROUP_COLUMNS, "taskset_id")
+        key = "task_id" if kind == TASK else "taskset_id"
         match = {
             "postgresql": f"{key} = ANY(%s)",
             "mysql": f"{key} IN %s",
             "sqlite": f"{key} IN (SELECT value FROM json_each(?))",
         }[self._driver.name]
-        statement = f"SELECT {columns} FROM {self._tables[kind].replace('%', '%%')} WHERE {match}"
+        statement = f"SELECT {self._columns[kind]} FROM {self._tables[kind].replace('%', '%%')} WHERE {match}"
         rows = self._session.execute(statement, (self._driver.ids(ids),)) if ids else []
         return {str(row[0]): self._record(kind, row) for row in rows}
 
