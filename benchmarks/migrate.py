@@ -7,14 +7,14 @@ It starts private servers on loopback (those of tests/integration), TLS on, the 
 take turns in every round, each in a process of its own, on an emptied target; a figure is the median of the rounds with
 minimum and maximum, and a ratio is of two figures of this run. CPU is that of the client process. `naive` is Celery's
 get_task_meta and store_result, one by one: it runs on a sample of --naive results and is scaled, as nobody waits for the
-whole; it also loses fields and restarts every expiry. The parts `verify` and `live` are in migrate_verify.py and migrate_live.py.
+whole; it also loses fields and restarts every expiry. The contestants are in migrate_contestants.py, the parts `verify`
+and `live` in migrate_verify.py and migrate_live.py.
 """
 
 # ruff: noqa: ANN401, S608, S301 # Celery has no types; names and pipes of this file's own
 
 import argparse
 import datetime as dt
-import gc
 import json
 import os
 import pickle
@@ -26,24 +26,18 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).parents[1]
 sys.path[:0] = [str(PROJECT), str(PROJECT / "src")]
 
-from celery import Celery  # noqa: E402
-from tests.integration.copy_case import OURS, Place, Stores, redis_place  # noqa: E402
+from benchmarks.migrate_contestants import CONTESTANTS, EXPIRES, RIVALS, TABLE  # noqa: E402
+from tests.integration.copy_case import Place, Stores, redis_place  # noqa: E402
 from tests.integration.redis_lab import RedisLab  # noqa: E402
 
-from celery_results.migration.engine import Copy  # noqa: E402
-from celery_results.stores.endpoint import of_settings  # noqa: E402
 from celery_results.stores.record import TASK_COLUMNS  # noqa: E402
 
-EXPIRES = 86_400
-MANY = 1000  # keys to a MIGRATE
 WAYS = (
     "redis-postgresql",
     "postgresql-redis",
@@ -53,7 +47,6 @@ WAYS = (
     "mysql-postgresql",
     "sqlite-postgresql",
 )
-TABLE = "celery_taskmeta"
 
 
 def documents(count: int, seed: int = 1) -> Any:
@@ -82,159 +75,6 @@ def documents(count: int, seed: int = 1) -> Any:
             "task_id": identifier,
         }
         yield identifier, json.dumps(meta)
-
-
-# ---- contestants: each runs in a child and gives the number of results
-
-
-def engine(source: dict[str, Any], target: dict[str, Any], **_: Any) -> int:
-    """Run the copy as the verb does, without a checkpoint's fsync or a brake's probes."""
-    gc.disable()
-    sys.setswitchinterval(0.0005)
-    progress = Copy(of_settings(source, "source"), of_settings(target, "target")).run()
-    assert progress.complete
-    assert progress.total.failed == 0
-    return progress.total.read
-
-
-def engine_loading(source: dict[str, Any], target: dict[str, Any], **_: Any) -> int:
-    """Run it with LOAD DATA LOCAL."""
-    gc.disable()
-    sys.setswitchinterval(0.0005)
-    goal = replace(of_settings(target, "target"), load_data=True)
-    progress = Copy(of_settings(source, "source"), goal).run()
-    assert progress.complete
-    return progress.total.read
-
-
-def naive(source: dict[str, Any], target: dict[str, Any], ids: list[str], **_: Any) -> int:
-    """Read each result by Celery and store it by Celery."""
-    here, there = (_app(_stock(side)).backend for side in (source, target))
-    for identifier in ids:
-        meta = here.get_task_meta(identifier, cache=False)
-        there.store_result(identifier, meta["result"], meta["status"], traceback=meta["traceback"])
-    return len(ids)
-
-
-def raw_copy(target: dict[str, Any], prepared: str, count: int, **_: Any) -> int:
-    """Send prepared bytes by one binary COPY over one connection: what the server takes at most."""
-    tables: Any = of_settings(target, "target").target()
-    tables.connect()
-    connection = tables._tables._connection  # noqa: SLF001 # the same connection as the engine's
-    with (
-        Path(prepared).open("rb") as file,
-        connection.cursor().copy(
-            f"COPY {TABLE} ({', '.join(TASK_COLUMNS)}) FROM STDIN (FORMAT BINARY)"
-        ) as copy,
-    ):
-        while piece := file.read(1 << 17):
-            copy.write(piece)
-    return count
-
-
-def cursor_script(source: dict[str, Any], target: dict[str, Any], **_: Any) -> int:
-    """Read by a server-side cursor, put JSON together, SET by redis-py's pipeline."""
-    origin: Any = of_settings(source, "source").source()
-    origin.connect()
-    client = _app(target).backend.client
-    done = 0
-    connection = origin._tables._connection  # noqa: SLF001
-    with connection.transaction(), connection.cursor("script") as cursor:
-        cursor.itersize = 1000
-        cursor.execute(f"SELECT {', '.join(TASK_COLUMNS)} FROM {TABLE}")
-        pipeline = client.pipeline(transaction=False)
-        for row in cursor:
-            meta = dict(zip(TASK_COLUMNS, row, strict=True))
-            for name in ("result", "args", "kwargs", "children"):
-                meta[name] = None if meta[name] is None else json.loads(meta[name])
-            left = (
-                meta["date_done"]
-                + dt.timedelta(seconds=EXPIRES)
-                - dt.datetime.now(dt.UTC).replace(tzinfo=None)
-            )
-            meta["date_done"] = meta["date_done"].isoformat() + "+00:00"
-            pipeline.set(
-                f"celery-task-meta-{meta['task_id']}", json.dumps(meta), px=int(left.total_seconds() * 1000)
-            )
-            done += 1
-            if done % 1000 == 0:
-                pipeline.execute()
-        pipeline.execute()
-    return done
-
-
-def migrate_command(
-    source: dict[str, Any], target: dict[str, Any], plain: tuple[str, int, str], **_: Any
-) -> int:
-    """Let the source push a thousand keys at a time, without TLS, over which it cannot."""
-    del target
-    client = _app(source).backend.client
-    host, port, password = plain
-    done = 0
-    keys: list[bytes] = []
-    for key in client.scan_iter("celery-task-meta-*", count=1000):
-        keys.append(key)
-        if len(keys) == MANY:
-            client.execute_command(
-                "MIGRATE", host, port, "", 0, 60_000, "COPY", "AUTH2", "admin", password, "KEYS", *keys
-            )
-            done += len(keys)
-            keys = []
-    if keys:
-        client.execute_command(
-            "MIGRATE", host, port, "", 0, 60_000, "COPY", "AUTH2", "admin", password, "KEYS", *keys
-        )
-    return done + len(keys)
-
-
-def upserts(source: dict[str, Any], target: dict[str, Any], **_: Any) -> int:
-    """Read by a server-side cursor, write by PyMySQL's executemany, a thousand rows at a time."""
-    origin: Any = of_settings(source, "source").source()
-    goal: Any = of_settings(target, "target").target()
-    origin.connect()
-    goal.connect()
-    there = goal._tables._connection  # noqa: SLF001
-    marks = ", ".join(["%s"] * len(TASK_COLUMNS))
-    statement = f"INSERT INTO {TABLE} ({', '.join(TASK_COLUMNS)}) VALUES ({marks}) ON DUPLICATE KEY UPDATE task_id = task_id"
-    done = 0
-    connection = origin._tables._connection  # noqa: SLF001
-    with connection.transaction(), connection.cursor("script") as cursor, there.cursor() as writer:
-        cursor.itersize = 1000
-        cursor.execute(f"SELECT {', '.join(TASK_COLUMNS)} FROM {TABLE}")
-        while rows := cursor.fetchmany(1000):
-            writer.executemany(statement, rows)
-            done += len(rows)
-    return done
-
-
-CONTESTANTS: dict[str, Callable[..., int]] = {
-    "engine": engine,
-    "engine, all there": engine,
-    "engine, LOAD DATA": engine_loading,
-    "raw COPY": raw_copy,
-    "cursor + pipeline": cursor_script,
-    "MIGRATE": migrate_command,
-    "multi-row upserts": upserts,
-    "naive": naive,
-}
-RIVALS = {
-    "redis-postgresql": ["raw COPY"],
-    "postgresql-redis": ["cursor + pipeline"],
-    "redis-redis": ["MIGRATE"],
-    "postgresql-mysql": ["engine, LOAD DATA", "multi-row upserts"],
-}
-
-
-def _app(settings: dict[str, Any]) -> Any:
-    app = Celery("bench", set_as_current=False)
-    app.conf.update({**settings, "result_backend_always_retry": False})
-    return app
-
-
-def _stock(side: dict[str, Any]) -> dict[str, Any]:
-    """Have Celery's own class and its usual drivers."""
-    url = side["result_backend"].replace(OURS, "db+").replace("postgresql+psycopg:", "postgresql+psycopg2:")
-    return {**side, "result_backend": url}
 
 
 def child() -> None:

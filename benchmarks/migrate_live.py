@@ -6,7 +6,6 @@ does, with its brakes and a checkpoint; `no brake` without them. The idle figure
 
 # ruff: noqa: ANN401, S301 # Celery has no types; pipes of this file's own
 
-import gc
 import json
 import os
 import pickle
@@ -23,10 +22,12 @@ from typing import Any
 PROJECT = Path(__file__).parents[1]
 sys.path[:0] = [str(PROJECT), str(PROJECT / "src")]
 
-from benchmarks.migrate import Arena, _app, empty, raw_copy, run, settings  # noqa: E402
+from benchmarks.migrate import Arena, empty, run, settings  # noqa: E402
+from benchmarks.migrate_contestants import app_of, raw_copy  # noqa: E402
 from tests.integration.dual_case import DUAL  # noqa: E402
 
 from celery_results.commands.copy import _brakes  # noqa: E402
+from celery_results.migration import interpreter  # noqa: E402
 from celery_results.migration.checkpoint import Checkpoint  # noqa: E402
 from celery_results.migration.engine import Copy  # noqa: E402
 from celery_results.migration.pace import Pace, give_way  # noqa: E402
@@ -41,7 +42,7 @@ CONTESTANTS = ("copy", "copy, no brake", "raw COPY")
 
 def write(dual: dict[str, Any]) -> None:
     """Store results until standard input ends; then print when each began, and how long it took."""
-    store = _app({"result_backend": DUAL, "result_backend_transport_options": dual}).backend.store_result
+    store = app_of({"result_backend": DUAL, "result_backend_transport_options": dual}).backend.store_result
     for _ in range(200):
         store(str(uuid.uuid4()), VALUE, "SUCCESS")
     sys.stdout.write("ready\n")
@@ -62,8 +63,7 @@ def copy(name: str, arguments: dict[str, Any]) -> None:
         count = raw_copy(**arguments)
         sys.stdout.write(json.dumps([began, time.monotonic(), count, 1.0]))
         return
-    gc.disable()
-    sys.setswitchinterval(0.0005)
+    interpreter.set_up()
     source, target = (of_settings(arguments[side], side) for side in ("source", "target"))
     with ExitStack() as stack:
         brakes = _brakes(stack, (source, target), None) if name == "copy" else []

@@ -5,7 +5,6 @@ CPU is that of the comparing process and of the two that read, together; the pea
 
 # ruff: noqa: ANN401, S301 # Celery has no types; pipes of this file's own
 
-import gc
 import json
 import os
 import pickle
@@ -22,8 +21,10 @@ from typing import Any
 PROJECT = Path(__file__).parents[1]
 sys.path[:0] = [str(PROJECT), str(PROJECT / "src")]
 
-from benchmarks.migrate import Arena, _app, _stock, empty, run, settings  # noqa: E402
+from benchmarks.migrate import Arena, empty, run, settings  # noqa: E402
+from benchmarks.migrate_contestants import app_of, stock  # noqa: E402
 
+from celery_results.migration import interpreter  # noqa: E402
 from celery_results.migration.verify.compare import compare  # noqa: E402
 from celery_results.stores.endpoint import of_settings  # noqa: E402
 
@@ -35,7 +36,7 @@ PAIRS = (("redis", "postgresql"), ("postgresql", "redis"))
 
 def verify(source: dict[str, Any], target: dict[str, Any], **_: Any) -> dict[str, Any]:
     """Compare everything, without a brake's probes."""
-    gc.disable()
+    interpreter.set_up()
     report = compare(of_settings(source, "source"), of_settings(target, "target"))
     surveys = (report.source_survey, report.target_survey)
     return {
@@ -48,7 +49,7 @@ def verify(source: dict[str, Any], target: dict[str, Any], **_: Any) -> dict[str
 
 def naive(source: dict[str, Any], target: dict[str, Any], ids: list[str], **_: Any) -> dict[str, Any]:
     """Read each result on both sides by Celery and compare."""
-    here, there = (_app(_stock(side)).backend for side in (source, target))
+    here, there = (app_of(stock(side)).backend for side in (source, target))
     unlike = 0
     for identifier in ids:
         one, two = (backend.get_task_meta(identifier, cache=False) for backend in (here, there))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 import os
@@ -83,6 +82,7 @@ def command(  # noqa: PLR0913 - click passes one argument for each option
     the target has stays as it is. Interrupted or killed at any point, the next run goes on; nothing is lost.
     """
     from celery_results.deployed import OrderlyEnd  # noqa: PLC0415
+    from celery_results.migration import interpreter  # noqa: PLC0415
     from celery_results.migration.checkpoint import Checkpoint  # noqa: PLC0415
     from celery_results.migration.display import shown  # noqa: PLC0415
     from celery_results.migration.engine import Copy, Options  # noqa: PLC0415
@@ -96,10 +96,7 @@ def command(  # noqa: PLR0913 - click passes one argument for each option
         raise click.UsageError(f"--from and --to are the same store: {origin.place}")
     goal = replace(goal, load_data=load_data)
     os.umask(0o077)
-    # Millions of tuples and no cycles: looking for some costs a tenth of the time, and finds none.
-    gc.disable()
-    # The writing thread lets go at each piece that it sends: it shall not wait 5 ms for its turn each time.
-    sys.setswitchinterval(0.0005)
+    interpreter.set_up()
     file = Checkpoint(checkpoint or _default(origin.place, goal.place), origin.place, goal.place)
     stop = OrderlyEnd().install()
     with ExitStack() as stack:

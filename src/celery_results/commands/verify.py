@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import sys
 from contextlib import ExitStack
@@ -64,6 +63,7 @@ def command(  # noqa: PLR0913 - click passes one argument for each option
     may be in use: what differs is read again until it is clear whether it still moves. Nothing is changed.
     """
     from celery_results.errors import UnreachableError  # noqa: PLC0415
+    from celery_results.migration import interpreter  # noqa: PLC0415
     from celery_results.migration.verify.compare import compare  # noqa: PLC0415
     from celery_results.migration.verify.page import page  # noqa: PLC0415
     from celery_results.stores.endpoint import endpoint  # noqa: PLC0415
@@ -71,7 +71,7 @@ def command(  # noqa: PLR0913 - click passes one argument for each option
 
     if common.env_file is not None:
         raise click.UsageError("two stores have two env files: --from and --to")
-    gc.disable()
+    interpreter.set_up()
     origin, goal = endpoint(source, common), endpoint(target, common).precise()
     try:
         with counter(f"reading {origin.place}", shown=not common.as_json) as show:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import gc
 import itertools
 import os
 import pickle
@@ -19,6 +18,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from celery_results.migration import interpreter
 from celery_results.migration.pace import Brake, Pace, give_way
 from celery_results.migration.probe import Probe
 from celery_results.migration.verify.brief import Brief
@@ -268,7 +268,7 @@ def main() -> None:
 
     outcome: object
     try:
-        gc.disable()
+        interpreter.set_up()
         store = of_settings(settings, "the store")
         with contextlib.ExitStack() as stack:
             brakes = []
