@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import secrets
 import shutil
 import socket
 from abc import ABC, abstractmethod
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 ROOT = Path(__file__).parents[2]
+_PORTS = range(10_000, 32_768)
 # Each env file in /etc/celery, and whose login is in it.
 LOGIN_FILES = {"celery.env": "worker", "client.env": "client", "monitor.env": "monitor"}
 RESULTS = {
@@ -91,7 +94,11 @@ def quoted(value: str) -> str:
 
 
 def free_port(address: str = "127.0.0.1") -> int:
-    """Find a port of an address where nothing listens."""
-    with socket.create_server((address, 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
+    """Find a port of an address where nothing listens, below those that the kernel gives to clients.
+
+    One of these may be a client's by the time that the server takes it.
+    """
+    while True:
+        port = secrets.choice(_PORTS)
+        with contextlib.suppress(OSError), socket.create_server((address, port)):
+            return port
