@@ -233,10 +233,10 @@ def test_a_store_that_answers_slowly_slows_the_copy_down(one, tmp_path):
         "local function now() local t = redis.call('TIME'); return t[1] * 1e6 + t[2] end;"
         "local till = now() + 20000; repeat until now() > till"
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 10
     while process.poll() is None and time.monotonic() < deadline:
         source.redis.eval(busy, 0)
-    stdout, stderr = process.communicate(timeout=30)
+    stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 0, stderr
     brakes = json.loads(stdout)["brakes"]
     assert len(brakes) == 2

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -288,6 +291,23 @@ def test_large_result_says_its_own_digest():
     assert len(tasks.large(1)["text"]) == tasks.LARGE_BYTES
     assert tasks.large(1) == tasks.large(1)
     assert tasks.retry_once(SimpleNamespace(request=SimpleNamespace(retries=1))) == 1
+
+
+def test_an_interruption_in_the_middle_of_an_exec_leaves_the_exit_code_alone(tmp_path):
+    (tmp_path / "command.py").write_text(
+        "import os, signal, sys\n"
+        "from celery_results import interruption\n"
+        "interruption.install()\n"
+        "try:\n"
+        "    exec('os.kill(os.getpid(), signal.SIGINT)\\nwhile True: pass')\n"
+        "except KeyboardInterrupt:\n"
+        "    sys.exit(130)\n"
+    )
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    ran = subprocess.run(
+        [sys.executable, "-m", "command"], env={**os.environ, "PYTHONPATH": path}, check=False, timeout=30
+    )
+    assert ran.returncode == 130
 
 
 def test_an_interruption_that_a_library_swallows_is_remembered(monkeypatch):
