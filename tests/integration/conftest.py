@@ -7,10 +7,13 @@ import itertools
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from celery._state import _get_active_apps
 from tests.integration.copy_case import Stores
 from tests.integration.postgresql_lab import DeployedPostgres
 from tests.integration.redis_lab import RedisLab
 from tests.integration.soak_case import REDIS_RIGHTS, Walk
+
+from celery_results.smoke.application import stop_waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,6 +26,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Have the longest files begin first."""
     order = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown() -> None:
+    """Have results that a test leaves to the garbage collector look for their server no more.
+
+    Else each of them asks one that is gone for as long as its settings say, in the middle of another test.
+    """
+    for app in list(_get_active_apps()):
+        if app._backend is not None:
+            stop_waiting(app)
 
 
 @pytest.fixture

@@ -22,7 +22,6 @@ from tests.integration.lab_files import ROOT
 
 from celery_results.backends.dual.points import lists_of
 from celery_results.migration.journal import Journal
-from celery_results.smoke.application import stop_waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -80,7 +79,6 @@ class Case:
     more: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
-    apps: list[Celery] = field(default_factory=list)
 
     @property
     def journal(self) -> Journal:
@@ -115,8 +113,7 @@ class Case:
 
     def app(self, stage: str, **options: Any) -> Celery:
         """Make the client of a stage in this process."""
-        self.apps.append(make(self.settings(stage, **options)))
-        return self.apps[-1]
+        return make(self.settings(stage, **options))
 
     def backend(self, side: str) -> Any:
         """Give one side as its own class sees it."""
@@ -172,10 +169,6 @@ class Case:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        # Else what a test leaves to the garbage collector asks its dead server in the middle of another test.
-        for app in self.apps:
-            with contextlib.suppress(Exception):
-                stop_waiting(app)
         with self.broker.admin() as admin:
             admin.flushall()
 
