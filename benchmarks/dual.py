@@ -6,8 +6,7 @@ It starts a Redis and a PostgreSQL of its own on loopback (those of tests/integr
 kept. Contestants take turns in every round, in one process and through one connection to each server, as in a child of
 a prefork worker. One write is store_result() of about 600 bytes in the state SUCCESS, so many milliseconds after the one
 before: 0 is what a loop does, where every cache is warm; a worker's tasks take some time. A figure is the median of the
-rounds' percentiles, a ratio is of two figures of this run; CPU is that of this process, all threads. Redis alone is our
-class as well, which takes one round trip for a result that is not there yet; Celery's own takes two.
+rounds' percentiles, a ratio is of two figures of this run; CPU is that of this process, all threads.
 """
 
 # ruff: noqa: ANN401 # Celery has no types
@@ -26,7 +25,7 @@ sys.path[:0] = [str(PROJECT), str(PROJECT / "src")]
 
 from celery import Celery  # noqa: E402
 from tests.integration.database_lab import PostgresLab  # noqa: E402
-from tests.integration.dual_case import DUAL, REDIS, database_side, redis_side  # noqa: E402
+from tests.integration.dual_case import DUAL, database_side, redis_side  # noqa: E402
 from tests.integration.redis_lab import RedisLab  # noqa: E402
 
 STAGES = ("dual_write", "bridge", "cutover", "drain")
@@ -70,12 +69,7 @@ def main() -> None:
         redis.start()
         try:
             sides = {"old": redis_side(redis), "new": database_side(postgres.database())}
-            celerys = {**sides["old"], "result_backend": sides["old"]["result_backend"].removeprefix(REDIS)}
-            backends = {
-                "Redis alone": backend_of(sides["old"]),
-                "Celery's class": backend_of(celerys),
-                "PostgreSQL alone": backend_of(sides["new"]),
-            }
+            backends = {"Redis alone": backend_of(sides["old"]), "PostgreSQL alone": backend_of(sides["new"])}
             for stage in options.stages:
                 dual = {**sides, "stage": stage, "journal": f"{directory}/journal"}
                 backends[stage] = backend_of(
@@ -99,16 +93,12 @@ def compete(backends: dict[str, Any], count: int, rounds: int, pause: float) -> 
         name: [statistics.median(column) for column in zip(*rows, strict=True)]
         for name, rows in figures.items()
     }
-    ours, celerys = (medians[name][0] for name in ("Redis alone", "Celery's class"))
+    base = medians["Redis alone"][0]
     print(f"\n{count} results, {rounds} rounds, {pause:g} ms between two writes")
-    print(
-        f"{'':18}{'p50 ms':>10}{'min..max':>16}{'p99 ms':>10}{'CPU ms':>10}{'of Redis':>10}{'of Celery':>11}"
-    )
+    print(f"{'':18}{'p50 ms':>10}{'min..max':>16}{'p99 ms':>10}{'CPU ms':>10}{'of Redis':>10}")
     for name, (p50, p99, cpu) in medians.items():
         low, high = min(row[0] for row in figures[name]), max(row[0] for row in figures[name])
-        print(
-            f"{name:18}{p50:10.3f}{f'{low:.3f}..{high:.3f}':>16}{p99:10.3f}{cpu:10.3f}{p50 / ours:9.2f}x{p50 / celerys:10.2f}x"
-        )
+        print(f"{name:18}{p50:10.3f}{f'{low:.3f}..{high:.3f}':>16}{p99:10.3f}{cpu:10.3f}{p50 / base:9.2f}x")
 
 
 if __name__ == "__main__":

@@ -44,8 +44,6 @@ if expires == '0' then redis.call('SET', key, value)
 else redis.call('SET', key, value, 'EX', expires) end
 redis.call('PUBLISH', key, value)
 """
-# Such a value is not sent in vain: whether a result is there is asked first.
-_LARGE: Final = 1 << 16
 # So often may others have been faster: a task has few attempts at a time, and each stores few states.
 _ROUNDS: Final = 10
 
@@ -136,17 +134,14 @@ class RedisBackend(CeleryRedisBackend):  # type: ignore[misc] # Celery has no ty
     def _replace_unless_final(
         self, task_id: str, result: object, state: str, traceback: str | None, request: object
     ) -> None:
-        """Store as celery/backends/base.py does, but decide anew when the result has changed meanwhile.
-
-        Mostly nothing is stored yet: then it takes one round trip, where Celery takes two.
-        """
+        """Store as celery/backends/base.py does, but decide anew when the result has changed meanwhile."""
         meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
         meta["task_id"] = bytes_to_str(task_id)  # type: ignore[no-untyped-call] # kombu has no types
         key = self.get_key_for_task(task_id)
-        value = self.encode(meta)
-        stored: bytes | str | None = self.get(key) if len(value) > _LARGE else None
+        stored: bytes | str | None = self.get(key)
         if self._is_final(stored):
             return
+        value = self.encode(meta)
         if isinstance(value, str) and len(value) > self._MAX_STR_VALUE_SIZE:
             raise BackendStoreError("value too large for Redis backend")
         expires = self.failure_expires if state == states.FAILURE else self.expires
