@@ -254,9 +254,10 @@ def nicenesses(pid: int) -> list[int]:
 
 
 # The copy itself, or the two that read for verify; not who waits for them, nor who asks how fast a store is.
-@pytest.mark.skipif(os.nice(0) != 0, reason="a niceness that somebody chose is kept")
 @pytest.mark.parametrize(("verb", "expected"), [("copy", [0, 0, 10]), ("verify", [0, 0, 0, 10, 10])])
 def test_who_works_gives_way_to_what_else_runs_here_and_who_measures_does_not(one, tmp_path, verb, expected):
+    if own := os.nice(0):  # somebody chose it, for these tests and for all that they start
+        expected = [own] * len(expected)
     source, target = redis_place(one, 0), redis_place(one, 3)
     bulk(source, 2_000)
     batch = ["--batch", "100"] if verb == "copy" else []
