@@ -210,6 +210,9 @@ def test_a_date_that_none_has_is_told_and_ends_nothing(stores, tmp_path, scheme,
     assert ran.code == 1, ran
     ((told, verdict),) = found(ran.document).items()
     assert (told, verdict[0]) == (names[0], "different")
+    target.redis.delete(TASK + names[0])
+    ran = copying.run(verb="verify")
+    assert found(ran.document) == {names[0]: ("missing", ())}
 
 
 def test_a_rate_and_the_brake_hold_it_back_and_the_page_shows_the_rate_over_time(stores, tmp_path):
