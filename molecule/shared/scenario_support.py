@@ -5,10 +5,12 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,16 @@ def until(condition: Callable[[], Any], seconds: float = 30, what: str = "the co
             return value
         time.sleep(0.2)
     pytest.fail(f"{what}: not within {seconds} s")
+
+
+def descendants(pid: int) -> list[int]:
+    """Give the processes that one has started, and those that they have."""
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    pairs = [[int(number) for number in line.split()] for line in listed.splitlines()]
+    found = [pid]
+    for each in found:
+        found += [child for child, parent in pairs if parent == each]
+    return found[1:]
 
 
 def networks_of(name: str) -> dict[str, str]:
@@ -147,6 +159,19 @@ class Site:
             text=True,
             start_new_session=True,
         )
+
+    @staticmethod
+    def kill(process: subprocess.Popen[str]) -> str:
+        """Kill a run and all that it has started on this machine; give what it has printed.
+
+        Ansible's workers have sessions of their own, and one that has lost its parent waits for its host for ever.
+        """
+        os.killpg(process.pid, signal.SIGSTOP)
+        for pid in descendants(process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        os.killpg(process.pid, signal.SIGKILL)
+        return process.communicate()[0]
 
     def run(self, *more: str, **variables: Any) -> subprocess.CompletedProcess[str]:
         """Run to the end."""

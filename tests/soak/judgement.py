@@ -66,7 +66,7 @@ class Known:
     saved: float | None = None
     got: list[tuple[float, Answer]] = field(default_factory=list)
     reread: list[Answer] = field(default_factory=list)
-    runs: int = 0
+    runs: list[float] = field(default_factory=list)
     stored: list[tuple[float, float, Answer]] = field(default_factory=list)
     forgetting: float | None = None
     forgot: float | None = None
@@ -79,7 +79,7 @@ class Known:
     @property
     def gone(self) -> bool:
         """Say whether it was forgotten, by a client that was told so, and no run can have stored it again."""
-        return self.forgot is not None and self.runs <= 1
+        return self.forgot is not None and len(self.runs) <= 1
 
     @property
     def undecided(self) -> bool:
@@ -92,9 +92,13 @@ class Known:
         return self.value is _ANY or answer.value == self.value
 
     def ended(self) -> tuple[float, float]:
-        """Give the bounds of the time that its end may carry."""
+        """Give the bounds of the time that its end may carry.
+
+        A worker that was killed may have stored it and not said so.
+        """
         if self.stored:
-            return min(began for began, _, _ in self.stored), max(at for _, at, _ in self.stored)
+            began = [*self.runs, *(began for began, _, _ in self.stored)]
+            return min(began), max(at for _, at, _ in self.stored)
         return self.sent, min((at for at, _ in self.got), default=float("inf"))
 
 
@@ -123,7 +127,7 @@ def _take(each: Known, line: Mapping[str, Any]) -> None:
         case "reread":
             each.reread.append(Answer(line["state"], line["value"]))
         case "began":
-            each.runs += 1
+            each.runs.append(at)
         case "stored":
             each.stored.append((float(line["began"]), at, Answer(line["state"], line["value"])))
 

@@ -25,6 +25,7 @@ def sent(kind: str = "value", value: Any = 5, state: str = "SUCCESS", **more: An
 GOT = line("got", 103, state="SUCCESS", value=5)
 BEGAN = line("began", 101.5)
 STORED = line("stored", 102, began=101.5, state="SUCCESS", value=5)
+AGAIN = line("stored", 142, began=141.5, state="SUCCESS", value=5)
 FORGOTTEN = [line("forgetting", 104), line("forgot", 105)]
 
 
@@ -110,6 +111,7 @@ GOOD = {"state": "SUCCESS", "value": 5, "ended": 101.9, "lives_seconds": EXPIRES
         pytest.param([*sent(), STORED], {"lives_seconds": EXPIRES - 60}, ["shifted"], id="lives less long"),
         pytest.param([*sent(), STORED], {"lives_seconds": float("-inf")}, ["shifted"], id="lives for ever"),
         pytest.param([*sent(), STORED], {"lives_seconds": None}, [], id="a row has no life"),
+        pytest.param([*sent(), BEGAN, AGAIN], {}, [], id="stored by a worker that was killed then"),
         pytest.param([*sent(), GOT], {}, [], id="its time is between sent and got"),
         pytest.param([*sent(), GOT], {"ended": 160.0}, ["shifted"], id="ended after the client had it"),
         pytest.param([*sent(), GOT, BEGAN, *FORGOTTEN], {}, ["risen"], id="forgotten and there"),

@@ -3,8 +3,6 @@
 The tests are one walk, in this order.
 """
 
-import os
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -43,14 +41,16 @@ def away(begin: Callable[[], object], end: Callable[[], object], seconds: float)
         end()
 
 
-def kill_in_the_middle(process: subprocess.Popen[str], reached: Callable[[], bool], what: str) -> None:
-    """Kill ansible-playbook and all that it has started on this machine, when a point is reached."""
+def kill_in_the_middle(
+    site: MigrationSite, process: subprocess.Popen[str], reached: Callable[[], bool], what: str
+) -> None:
+    """Kill a run when a point is reached."""
     try:
         until(lambda: reached() or process.poll() is not None, 240, what)
         assert process.poll() is None, process.communicate()[0][-4000:]
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        if process.poll() is None:
+            site.kill(process)
 
 
 def stage_of(worker: CeleryHost) -> str:
@@ -64,7 +64,9 @@ def test_a_run_killed_in_the_middle_of_dual_write_is_run_again(
     workers[1].host.check_output("install -m 0600 /etc/celery/celery.env /root/former.env")
     site.does("plan", "prepare")
     running = site.start_stage("dual_write")
-    kill_in_the_middle(running, lambda: stage_of(workers[0]) == "dual_write", "the first worker is restarted")
+    kill_in_the_middle(
+        site, running, lambda: stage_of(workers[0]) == "dual_write", "the first worker is restarted"
+    )
     site.does("dual_write")
     soak.goes_on()
     soak.check("source")
@@ -127,7 +129,9 @@ def test_a_run_killed_in_the_middle_of_cutover_is_run_again(
     site: MigrationSite, soak: Soak, workers: list[CeleryHost]
 ) -> None:
     running = site.start_stage("cutover")
-    kill_in_the_middle(running, lambda: stage_of(workers[0]) == "cutover", "the first worker is restarted")
+    kill_in_the_middle(
+        site, running, lambda: stage_of(workers[0]) == "cutover", "the first worker is restarted"
+    )
     soak.goes_on()
     site.does("cutover")
     soak.goes_on()

@@ -1,8 +1,5 @@
 """Runs of the playbooks: in check mode, with everything changing, interrupted; and what they print."""
 
-import os
-import signal
-
 from postgresql_host import client, sql, started
 from scenario_support import CeleryHost, Site, until
 from testinfra.host import Host
@@ -83,8 +80,7 @@ def test_a_killed_run_is_completed_by_the_next(site: Site, server: Host) -> None
     first = site.start(postgresql_config=config)
     written = "grep -rqE \"^max_worker_processes = '9'\" /etc/postgresql/*/main/conf.d"
     until(lambda: server.run(written).rc == 0, 120, "the settings file is written")
-    os.killpg(first.pid, signal.SIGKILL)
-    first.wait()
+    site.kill(first)
     assert sql(server, "SHOW max_worker_processes") == "8"
 
     # The run before held the lock, and is dead.

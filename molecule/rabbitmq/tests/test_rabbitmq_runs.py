@@ -1,8 +1,6 @@
 """Runs of the playbooks: in check mode, with changes, interrupted, with a backup; and what they print."""
 
 import json
-import os
-import signal
 
 from rabbitmq_host import attempt, pid, told
 from scenario_support import CeleryHost, Site, until
@@ -133,8 +131,7 @@ def test_a_killed_run_is_completed_by_the_next(site: Site, server: Host) -> None
     until(
         lambda: server.run("grep -rlE 'backlog = 777' /etc/rabbitmq").rc == 0, 120, "the settings are written"
     )
-    os.killpg(first.pid, signal.SIGKILL)
-    first.wait()
+    site.kill(first)
     before = pid(server)
 
     run = site.run(rabbitmq_config=wanted)

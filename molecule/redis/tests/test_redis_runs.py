@@ -1,7 +1,5 @@
 """Runs of the playbooks: in check mode, twice, at once, interrupted; and what they print."""
 
-import os
-import signal
 import subprocess
 import time
 
@@ -40,8 +38,7 @@ def completion(site: Site, server: Host) -> tuple[subprocess.CompletedProcess[st
     server.check_output(
         "timeout 120 sh -c \"until grep -rqE 'slowlog-max-len +55' /etc/redis; do sleep 0.02; done\""
     )
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait()
+    site.kill(killed)
     time.sleep(1)  # the module that was under way on the host ends by itself
     stale = server.file(LOCK).content_string
 
