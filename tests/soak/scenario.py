@@ -17,6 +17,8 @@ DIRECTORY = "/var/lib/celery/soak"
 STAGE_SECONDS = 1500
 # In which each result must be there: while workers are restarted one after the other on a busy machine, too.
 BOUND_SECONDS = 240
+# Offenders whose story is told.
+SHOWN = 3
 PYTHON = "/opt/celery/venv/bin/python"
 # All that says how results are stored, and whether a worker was restarted.
 FINGERPRINT = (
@@ -120,9 +122,20 @@ class Soak:
             ran = self._checked(complete, {"sample": 1500, "at_least": 50, "bound": BOUND_SECONDS} | options)
             if ran.rc == 0:
                 break
-        assert ran.rc == 0, f"{ran.stdout[-6000:]}\n{ran.stderr[-3000:]}"
+        assert ran.stdout, ran.stderr[-3000:]
         document: dict[str, Any] = json.loads(ran.stdout)
+        assert ran.rc == 0, f"{ran.stdout[-6000:]}\n{self._told_of(document)}\n{ran.stderr[-3000:]}"
         return document
+
+    def _told_of(self, document: Mapping[str, Any]) -> str:
+        """Give what ledgers and logs say of the first offenders: whether a worker had them at all."""
+        wanted = "|".join(each["id"] for each in document["offenders"][:SHOWN] if each["id"])
+        if not wanted:
+            return ""
+        logs = f"journalctl --no-pager --output=short-iso-precise | grep -E '{wanted}' | cut -c1-300"
+        told = [self.client.host.run(f"grep -hE '{wanted}' {DIRECTORY}/*.jsonl").stdout]
+        told += [f"{each.host.backend.name}\n{each.host.run(logs).stdout}" for each in self.hosts]
+        return "\n".join(told)
 
     def _checked(self, complete: Sequence[str], options: Mapping[str, Any]) -> Any:
         self._collect()
