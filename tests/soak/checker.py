@@ -32,6 +32,7 @@ from .judgement import (
     judge_held,
     known,
     open_ids,
+    undelivered,
 )
 from .ledger import brief, read
 from .stores import open_store, read_store
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from .stores import Store
 
 SHOWN = 20
+UNANSWERED = frozenset({"unanswered", "stranded"})
 # A worker's second write, and the note of it, come after the client has its answer.
 SETTLE_SECONDS = 15.0
 POLL_SECONDS = 0.5
@@ -60,8 +62,11 @@ def ask(app: Celery, each: Known) -> Answer:
 class Check:
     """One check of all that the ledgers of `directory` know."""
 
-    def __init__(self, app: Celery, directory: Path, stores: list[Store], bound: float) -> None:
+    def __init__(
+        self, app: Celery, directory: Path, stores: list[Store], bound: float, killed: int = 0
+    ) -> None:
         self._app, self._directory, self._stores, self._bound = app, directory, stores, bound
+        self._killed = killed
         self.known = known(read(directory))
         self.right: set[str] = set()
 
@@ -78,7 +83,12 @@ class Check:
             if each.fits(answer):
                 self.right.add(each.id)
             found += judge_answers(each, answer, time.time(), self._bound)
-        return found
+        excused = self.undelivered()
+        return [each for each in found if each.what not in UNANSWERED or each.id not in excused]
+
+    def undelivered(self) -> set[str]:
+        """Give what killed workers had taken from the queue, and what waits for it."""
+        return undelivered(self.known, self._killed, time.time() - self._bound) - self.right
 
     def held(self, ids: Iterable[str]) -> list[Offence]:
         """Judge what each store holds."""
@@ -142,7 +152,8 @@ def document(check: Check, offences: list[Offence], asked: int, at_least: int) -
         "ok": not offences,
         "acknowledged": acknowledged,
         "asked": asked,
-        "on_their_way": len(set(open_ids(check.known)) - check.right),
+        "on_their_way": len(set(open_ids(check.known)) - check.right - check.undelivered()),
+        "undelivered": len(check.undelivered()),
         "kinds": {kind: {**counts} for kind, counts in sorted(kinds.items())},
         "offences": dict(collections.Counter(each.what for each in offences)),
         "offenders": [each.document() for each in offences[:SHOWN]],
@@ -159,6 +170,7 @@ def main() -> int:
         "--bound", type=float, default=90.0, help="seconds in which each result must be there"
     )
     parser.add_argument("--sample", type=int, default=0, help="ask the backend for so many ids only")
+    parser.add_argument("--killed", type=int, default=0, help="so many workers were killed meanwhile")
     parser.add_argument("--at-least", type=int, default=1, help="so many acknowledged results")
     parser.add_argument(
         "--final", action="store_true", help="the load has ended: wait for what is on its way"
@@ -167,7 +179,7 @@ def main() -> int:
     app = Celery("checker")
     app.config_from_object("celeryconfig")
     stores = [open_store(path) for path in arguments.complete]
-    check = Check(app, arguments.directory, stores, arguments.bound)
+    check = Check(app, arguments.directory, stores, arguments.bound, arguments.killed)
     if arguments.final:
         check.wait()
     ids = chosen(check.known, arguments.sample)

@@ -201,6 +201,8 @@ class Clients:
         links = [expected("chain", value) for value in values]
         links[-1]["wait"] = True
         ids = [link["id"] for link in links]
+        for link, before in zip(links[1:], ids, strict=False):
+            link["needs"] = [before]
         steps = [tasks.add.s(first, 1), tasks.add.s(one), tasks.add.s(two)]
         with self._send(*links):
             result = chain(
@@ -211,8 +213,8 @@ class Clients:
     def _do_group_in_chain(self, chance: random.Random) -> None:
         numbers = [chance.randrange(1000) for _ in range(3)]
         parts = [expected("chord part", 2 * number) for number in numbers]
-        body = expected("chord", 2 * sum(numbers))
-        last = expected("chord", 2 * sum(numbers) + 5, wait=True)
+        body = expected("chord", 2 * sum(numbers), needs=ids_of(parts))
+        last = expected("chord", 2 * sum(numbers) + 5, wait=True, needs=[body["id"]])
         header = group(
             tasks.add.s(n, n).set(task_id=part["id"]) for n, part in zip(numbers, parts, strict=True)
         )
@@ -265,6 +267,7 @@ class Clients:
         self._note("saved", id=result.id)
 
     def _chord(self, header: list[Any], parts: list[dict[str, Any]], body: dict[str, Any]) -> None:
+        body["needs"] = ids_of(parts)
         signatures = [sig.set(task_id=part["id"]) for sig, part in zip(header, parts, strict=True)]
         with self._send(*parts, body):
             result = chord(signatures, tasks.total.s()).apply_async(task_id=body["id"])
@@ -298,9 +301,11 @@ class Clients:
     def _do_inner_chord(self, chance: random.Random) -> None:
         numbers = [chance.randrange(1000) for _ in range(3)]
         parts = [expected("chord part", 2 * number) for number in numbers]
-        body = expected("chord", 2 * sum(numbers), wait=True)
+        body = expected("chord", 2 * sum(numbers), wait=True, needs=ids_of(parts))
         outer = expected("value", body["id"], wait=True)
-        given = (numbers, [part["id"] for part in parts], body["id"])
+        for part in parts:
+            part["needs"] = [outer["id"]]
+        given = (numbers, ids_of(parts), body["id"])
         with self._send(*parts, body, outer):
             result = tasks.starting.apply_async(given, task_id=outer["id"])
         self._get(result)
@@ -309,3 +314,7 @@ class Clients:
 
 def expected(kind: str, value: Any, **more: Any) -> dict[str, Any]:  # whatever a task returns
     return {"id": str(uuid.uuid4()), "kind": kind, "state": "SUCCESS", "value": brief(value), **more}
+
+
+def ids_of(documents: list[dict[str, Any]]) -> list[str]:
+    return [each["id"] for each in documents]

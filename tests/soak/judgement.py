@@ -62,6 +62,7 @@ class Known:
     sent: float
     value: Any = _ANY
     seconds: float = 0.0
+    needs: tuple[str, ...] = ()
     queued: float | None = None
     saved: float | None = None
     got: list[tuple[float, Answer]] = field(default_factory=list)
@@ -110,6 +111,7 @@ def known(lines: Iterable[Mapping[str, Any]]) -> dict[str, Known]:
         if line["event"] == "sent":
             each = Known(line["id"], line["kind"], line["state"], line["at"], line.get("value", _ANY))
             each.seconds = float(line.get("seconds", 0.0))
+            each.needs = tuple(line.get("needs", ()))
             found[line["id"]] = each
     for line in all_lines:
         if line.get("id") in found:
@@ -201,6 +203,22 @@ def open_ids(all_known: Mapping[str, Known]) -> list[str]:
         for each in all_known.values()
         if each.queued is not None and not each.acknowledged and each.state in READY
     ]
+
+
+def undelivered(all_known: Mapping[str, Known], killed: int, late: float) -> set[str]:
+    """Give the ids that no worker has begun, through no fault of a result backend, where workers were killed.
+
+    kombu's Redis transport notes a message as unacknowledged only after BRPOP has taken it from the queue:
+    who is killed between the two loses it. So each of the `killed` workers may have lost one that a client
+    had sent (before `late`), with all that waits for it. Where there are more, none is excused.
+    """
+    open_now = {each: all_known[each] for each in open_ids(all_known) if not all_known[each].runs}
+    lost = {each.id for each in open_now.values() if not each.needs and (each.queued or late) < late}
+    if len(lost) > killed:
+        return set()
+    while more := {each.id for each in open_now.values() if lost.intersection(each.needs)} - lost:
+        lost |= more
+    return lost
 
 
 def _wanted(each: Known) -> Any:  # JSON

@@ -6,7 +6,7 @@ that any number of processes share it and none that is killed leaves half a line
 
 | event | from | means |
 |---|---|---|
-| sent | client | will be sent: `id`, `kind`, the `state` and `value` to come, `seconds` that it takes |
+| sent | client | will be sent: `id`, `kind`, `state` and `value` to come, its `seconds`, what it `needs` |
 | queued | client | the broker has it |
 | got | client | `state` and `value` that get() gave: acknowledged |
 | reread | client | `state` and `value` of an answer that had been there before |

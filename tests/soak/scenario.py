@@ -17,6 +17,7 @@ DIRECTORY = "/var/lib/celery/soak"
 STAGE_SECONDS = 1500
 # In which each result must be there: while workers are restarted one after the other on a busy machine, too.
 BOUND_SECONDS = 240
+DEFAULTS = {"sample": 1500, "at_least": 50, "bound": BOUND_SECONDS}
 # Offenders whose story is told.
 SHOWN = 3
 PYTHON = "/opt/celery/venv/bin/python"
@@ -78,6 +79,7 @@ class Soak:
         self, client: CeleryHost, workers: Sequence[CeleryHost], env_file: str = "celery.env"
     ) -> None:
         self.client, self.workers, self.env_file = client, workers, env_file
+        self.killed = 0
 
     @property
     def hosts(self) -> list[CeleryHost]:
@@ -111,6 +113,11 @@ class Soak:
         self.client.host.check_output(f"touch {DIRECTORY}/stop")
         until(lambda: not self.client.host.service("soak-load").is_running, 90, "the load ends")
 
+    def kill(self, worker: CeleryHost) -> None:
+        """Kill a worker with all its processes."""
+        worker.host.check_output("systemctl kill -s KILL celery-worker")
+        self.killed += 1
+
     def check(self, *complete: str, **options: Any) -> dict[str, Any]:
         """Run the checker, which fails on any offence; `complete` names env files of complete stores.
 
@@ -119,7 +126,7 @@ class Soak:
         for _ in range(3 if len(complete) > 1 else 1):
             if len(complete) > 1:
                 until(self._repaired, 60, "nothing is owed")
-            ran = self._checked(complete, {"sample": 1500, "at_least": 50, "bound": BOUND_SECONDS} | options)
+            ran = self._checked(complete, {**DEFAULTS, "killed": self.killed, **options})
             if ran.rc == 0:
                 break
         assert ran.stdout, ran.stderr[-3000:]

@@ -6,7 +6,16 @@ import json
 from typing import Any
 
 import pytest
-from tests.soak.judgement import NOTHING, Answer, Held, judge_answers, judge_held, known, open_ids
+from tests.soak.judgement import (
+    NOTHING,
+    Answer,
+    Held,
+    judge_answers,
+    judge_held,
+    known,
+    open_ids,
+    undelivered,
+)
 from tests.soak.ledger import brief, note, read
 
 BOUND, EXPIRES = 60.0, 86_400.0
@@ -127,6 +136,29 @@ def test_what_a_complete_store_lacks():
     assert held([*sent(), BEGAN], None) == []
     assert held([*sent(), GOT, BEGAN, *FORGOTTEN], None) == []
     assert held(sent("ignored", None, "PENDING"), None) == []
+
+
+def one(name: str, *needs: str, began: bool = False) -> list[dict[str, Any]]:
+    lines = sent(kind="chord" if needs else "chord part", needs=list(needs)) + began * [BEGAN]
+    return [{**each, "id": name} for each in lines]
+
+
+CHORD = [*one("part"), *one("body", "part", "other"), *one("after", "body"), *one("other", began=True)]
+
+
+@pytest.mark.parametrize(
+    ("lines", "killed", "late", "excused"),
+    [
+        pytest.param(CHORD, 1, 110, {"part", "body", "after"}, id="with what waits for it"),
+        pytest.param(CHORD, 0, 110, set(), id="nobody was killed"),
+        pytest.param(CHORD, 1, 100, set(), id="it may still be in the queue"),
+        pytest.param([*CHORD, *one("second")], 1, 110, set(), id="more than killed workers had"),
+        pytest.param([*one("other", began=True), *one("body", "other")], 1, 110, set(), id="stranded"),
+        pytest.param([*sent(), STORED], 1, 110, set(), id="stored"),
+    ],
+)
+def test_what_a_killed_worker_had_taken_from_the_queue(lines, killed, late, excused):
+    assert undelivered(known(lines), killed, late) == excused
 
 
 def test_a_saved_group_is_restored_and_a_deleted_one_is_not():

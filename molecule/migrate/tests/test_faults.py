@@ -81,7 +81,7 @@ def test_a_target_away_for_a_minute_a_killed_worker_and_a_cut_network_stop_nobod
         60,
     ):
         soak.goes_on()
-        workers[1].host.check_output("systemctl kill -s KILL celery-worker")
+        soak.kill(workers[1])
         soak.goes_on(40)
     with away(
         lambda: workers[1].host.check_output(CUT),
@@ -142,7 +142,7 @@ def test_a_target_away_while_it_is_the_primary_loses_nothing(
     site: MigrationSite, soak: Soak, postgresql: Host, workers: list[CeleryHost]
 ) -> None:
     postgresql.check_output(f"systemctl kill -s KILL {UNIT}")
-    workers[0].host.check_output("systemctl kill -s KILL celery-worker")
+    soak.kill(workers[0])
     soak.goes_on(40)
     site.does("finish")
     soak.goes_on()
