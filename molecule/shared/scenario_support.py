@@ -161,8 +161,8 @@ class Site:
         )
 
     @staticmethod
-    def kill(process: subprocess.Popen[str]) -> str:
-        """Kill a run and all that it has started on this machine; give what it has printed.
+    def kill(process: subprocess.Popen[str]) -> None:
+        """Kill a run and all that it has started on this machine.
 
         Ansible's workers have sessions of their own, and one that has lost its parent waits for its host for ever.
         """
@@ -171,7 +171,7 @@ class Site:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         os.killpg(process.pid, signal.SIGKILL)
-        return process.communicate()[0]
+        process.communicate()
 
     def run(self, *more: str, **variables: Any) -> subprocess.CompletedProcess[str]:
         """Run to the end."""

@@ -148,12 +148,13 @@ def document(check: Check, offences: list[Offence], asked: int, at_least: int) -
     acknowledged = sum(counts["acknowledged"] for counts in kinds.values())
     if acknowledged < at_least:
         offences = [*offences, Offence("idle", "", "", at_least, acknowledged)]
+    excused = check.undelivered()
     return {
         "ok": not offences,
         "acknowledged": acknowledged,
         "asked": asked,
-        "on_their_way": len(set(open_ids(check.known)) - check.right - check.undelivered()),
-        "undelivered": len(check.undelivered()),
+        "on_their_way": len(set(open_ids(check.known)) - check.right - excused),
+        "undelivered": len(excused),
         "kinds": {kind: {**counts} for kind, counts in sorted(kinds.items())},
         "offences": dict(collections.Counter(each.what for each in offences)),
         "offenders": [each.document() for each in offences[:SHOWN]],

@@ -1,7 +1,8 @@
 """The application under load: `celery -A soak.soak_tasks:app worker`; tests.soak.soak_tasks in the checkout.
 
 Nothing of the bundle is imported. What a task returns follows from its arguments, so that the load knows it
-before it sends. A task runs again if its worker is killed: a lost task would be no fault of a result backend.
+before it sends. A task runs again if its worker is killed, but for one that it was just taking: no fault of a
+result backend, see `judgement.undelivered`.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ import json
 from typing import Any
 
 import pytest
+from celery import Celery
+from tests.soak.checker import Check, document
 from tests.soak.judgement import (
     NOTHING,
     Answer,
@@ -159,6 +161,16 @@ CHORD = [*one("part"), *one("body", "part", "other"), *one("after", "body"), *on
 )
 def test_what_a_killed_worker_had_taken_from_the_queue(lines, killed, late, excused):
     assert undelivered(known(lines), killed, late) == excused
+
+
+@pytest.mark.parametrize(("killed", "offences", "on_their_way"), [(0, {"unanswered": 1}, 1), (1, {}, 0)])
+def test_the_report_names_what_is_excused(tmp_path, killed, offences, on_their_way):
+    for each in sent():
+        note(tmp_path / "client.jsonl", **each)
+    check = Check(Celery(backend="cache+memory://", set_as_current=False), tmp_path, [], BOUND, killed)
+    report = document(check, check.answers(["a"]), 1, at_least=0)
+    assert (report["offences"], report["on_their_way"]) == (offences, on_their_way)
+    assert report["undelivered"] == killed
 
 
 def test_a_saved_group_is_restored_and_a_deleted_one_is_not():
