@@ -2,12 +2,19 @@
 
 import subprocess
 import time
+from typing import Any
 
 import pytest
+from redis_host import connected, hold
 from scenario_support import Site, until
 from testinfra.host import Host
 
-CHANGE = {"slowlog-max-len": 55}
+# A setting, the rights of a user, and one user more.
+CHANGE: dict[str, Any] = {
+    "redis_config": {"slowlog-max-len": 55},
+    "redis_broker_queues": ["celery", "another"],
+    "backend_migration_login": True,
+}
 LOCK = "/run/celery-results.lock"
 
 
@@ -28,12 +35,18 @@ def test_a_setting_that_the_server_refuses_is_named_and_changes_nothing(site: Si
 
 
 @pytest.fixture(scope="module")
-def completion(site: Site, server: Host) -> tuple[subprocess.CompletedProcess[str], ...]:
+def held(site: Site, server: Host) -> set[str]:
+    return hold(server, site)
+
+
+@pytest.fixture(scope="module")
+def completion(site: Site, server: Host, held: set[str]) -> tuple[subprocess.CompletedProcess[str], ...]:
     """Kill a run right after it wrote the settings file: the handler that applies it never ran.
 
     Return the run that follows, and one that was started while that one was under way.
     """
-    killed = site.start(redis_config=CHANGE)
+    assert held <= connected(server)
+    killed = site.start(**CHANGE)
     # The host itself waits, and tells at once.
     server.check_output(
         "timeout 120 sh -c \"until grep -rqE 'slowlog-max-len +55' /etc/redis; do sleep 0.02; done\""
@@ -42,7 +55,7 @@ def completion(site: Site, server: Host) -> tuple[subprocess.CompletedProcess[st
     time.sleep(1)  # the module that was under way on the host ends by itself
     stale = server.file(LOCK).content_string
 
-    next_run = site.start(redis_config=CHANGE)
+    next_run = site.start(**CHANGE)
     try:
         until(
             lambda: next_run.poll() is not None or server.run(f"cat {LOCK}").stdout not in ("", stale),
@@ -60,6 +73,15 @@ def test_a_killed_run_is_completed_by_the_next(
 ) -> None:
     assert completion[0].returncode == 0, completion[0].stdout[-3000:]
     assert server.check_output("redis-admin config get slowlog-max-len").split()[1] == "55"
+
+
+def test_users_change_and_nobody_is_disconnected(
+    held: set[str], completion: tuple[subprocess.CompletedProcess[str], ...], server: Host
+) -> None:
+    assert completion[0].returncode == 0, completion[0].stdout[-3000:]
+    assert "celery-migration" in server.check_output("redis-admin acl users").split()
+    assert "~another" in server.check_output("redis-admin acl getuser celery-broker")
+    assert held <= connected(server)
 
 
 def test_the_second_of_two_runs_is_refused(completion: tuple[subprocess.CompletedProcess[str], ...]) -> None:

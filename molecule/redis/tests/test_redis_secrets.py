@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from redis_host import CLI, connected, hold
 from scenario_support import CeleryHost, Site, until
 from testinfra.backend.base import CommandResult
 from testinfra.host import Host
@@ -27,6 +28,7 @@ class Renewal:
     served_expired: str
     doctor: tuple[int, Any]
     smoke: CommandResult
+    held: set[str]
     old: dict[str, str]
     output: str
 
@@ -38,17 +40,19 @@ def renewal(site: Site, server: Host, worker: CeleryHost) -> Renewal:
     Every task that touches a secret runs as `changed` then, in the loudest mode there is.
     """
     process = server.check_output(PROCESS)
+    held = hold(server, site)
     served_before = server.check_output(SERVED)
     expire_now(site, server)
     served_expired = server.check_output(SERVED)
     doctor = worker.cli("doctor")
     smoke = worker.host.run("runuser -u celery -- /opt/celery/venv/bin/celery-results smoke --timeout 20")
     old = site.forget_secrets()
+    old.pop("redis_migration_password", None)  # the login of the tests before, which this run takes away
 
     run = site.run("--diff", "-vvv", redis_config={"slowlog-max-len": 77})
 
     assert run.returncode == 0, run.stdout[-3000:]
-    return Renewal(process, served_before, served_expired, doctor, smoke, old, run.stdout)
+    return Renewal(process, served_before, served_expired, doctor, smoke, held, old, run.stdout)
 
 
 def expire_now(site: Site, server: Host) -> None:
@@ -84,13 +88,20 @@ def test_no_secret_is_shown_by_the_run_that_changes_them(renewal: Renewal, site:
 def test_old_passwords_are_refused_and_new_ones_work(
     renewal: Renewal, server: Host, worker: CeleryHost
 ) -> None:
-    refused = server.run(
-        "redis-cli --no-auth-warning --tls --cacert /etc/redis/tls/ca.crt -h localhost "
-        f"--user celery-worker --pass {renewal.old['redis_worker_password']} ping"
-    )
+    refused = server.run(f"{CLI} --user celery-worker --pass {renewal.old['redis_worker_password']} ping")
     assert "WRONGPASS" in refused.stderr
     code = "app.backend.store_result('rotated', 1, 'SUCCESS'); print(app.AsyncResult('rotated').get())"
     assert worker.python(code) == "1"
+
+
+def test_who_came_with_an_old_password_is_disconnected(renewal: Renewal, server: Host) -> None:
+    assert renewal.held
+    assert not renewal.held & connected(server)
+
+
+def test_a_user_that_is_not_wanted_any_more_is_gone(renewal: Renewal, server: Host) -> None:
+    assert renewal.output
+    assert "celery-migration" not in server.check_output("redis-admin acl users")
 
 
 def test_doctor_is_content_again(renewal: Renewal, worker: CeleryHost) -> None:

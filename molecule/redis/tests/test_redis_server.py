@@ -3,10 +3,9 @@
 import json
 
 import pytest
+from redis_host import CLI
 from scenario_support import CeleryHost, Site
 from testinfra.host import Host
-
-CLI = "redis-cli --no-auth-warning --tls --cacert /etc/redis/tls/ca.crt -h localhost"
 
 
 def test_no_plain_text_port(server: Host) -> None:
